@@ -1,0 +1,1 @@
+//! Who the user is: WeChat logins in, wxhub sessions out

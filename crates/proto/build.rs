@@ -1,0 +1,34 @@
+//! Compiles `proto/` with protox, in Rust: nobody has to install protoc.
+
+use std::path::Path;
+
+use prost::Message as _;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    let files = [
+        "wxhub/token/v1/token.proto",
+        "wxhub/auth/v1/auth.proto",
+        "wxhub/push/v1/push.proto",
+    ];
+    println!("cargo::rerun-if-changed={}", root.display());
+
+    let descriptors = protox::compile(files, [&root])?;
+    let out = std::env::var("OUT_DIR")?;
+    std::fs::write(
+        Path::new(&out).join("descriptors.bin"),
+        descriptors.encode_to_vec(),
+    )?;
+    // These carry secrets: src/redact.rs prints them without.
+    tonic_prost_build::configure()
+        .skip_debug([
+            ".wxhub.token.v1.AccessToken",
+            ".wxhub.token.v1.Ticket",
+            ".wxhub.auth.v1.Session",
+            ".wxhub.auth.v1.LoginRequest",
+            ".wxhub.auth.v1.VerifySessionRequest",
+            ".wxhub.auth.v1.RevokeSessionRequest",
+        ])
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! What is said: messages to WeChat users out, WeChat's callback in

@@ -1,0 +1,1 @@
+//! What wxhub's services share: settings, catalog, callers, telemetry, health, shutdown, storage, sealing

@@ -1,0 +1,1 @@
+//! How a Rust program uses wxhub's access tokens: cached, watched, reported when dead

@@ -1,0 +1,1 @@
+//! The sole owner and refresher of WeChat's access tokens and tickets
