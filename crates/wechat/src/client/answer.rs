@@ -1,0 +1,103 @@
+//! Reading what WeChat answers: the errcode decides, neither HTTP status nor content type does.
+
+use reqwest::StatusCode;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+
+use crate::{ApiError, ErrCode, Error, json};
+
+/// Longer texts are cut: they go into logs and databases.
+const MAX_ERRMSG: usize = 512;
+
+#[derive(Deserialize)]
+struct Status {
+    errcode: Option<Box<RawValue>>,
+    errmsg: Option<Box<RawValue>>,
+}
+
+/// The answer's own fields, or the error it is.
+///
+/// Success is an errcode of 0, or none where the HTTP status is a success too.
+pub(super) fn parse<T: DeserializeOwned>(
+    endpoint: &'static str,
+    status: StatusCode,
+    body: &[u8],
+    secrets: &[&str],
+) -> Result<T, Error> {
+    let garbage = |problem: &str| Error::Garbage {
+        endpoint,
+        status: status.as_u16(),
+        problem: format!("{problem} ({} bytes)", body.len()),
+    };
+    let text = json::text(body);
+    // `serde_json` takes an array for a struct too.
+    if !text.trim_start().starts_with('{') {
+        return Err(garbage("the answer is no JSON object"));
+    }
+    let Status { errcode, errmsg } =
+        serde_json::from_str(&text).map_err(|_| garbage("the answer is no valid JSON"))?;
+    match errcode.as_deref().map(integer) {
+        None if status.is_success() => {}
+        None => return Err(garbage("the answer is no WeChat error")),
+        Some(None) => return Err(garbage("the errcode is no integer")),
+        Some(Some(0)) => {}
+        Some(Some(errcode)) => {
+            let errmsg = errmsg.as_deref().and_then(string).unwrap_or_default();
+            let errmsg = presentable(errmsg, secrets);
+            let rid = rid(&errmsg).map(str::to_owned);
+            return Err(Error::Api(ApiError {
+                endpoint,
+                errcode: ErrCode(errcode),
+                errmsg,
+                rid,
+            }));
+        }
+    }
+    serde_json::from_str(&text)
+        .map_err(|_| garbage("the answer lacks a field or has one of a wrong type"))
+}
+
+/// An integer, written as a number or as a text.
+pub(super) fn integer(raw: &RawValue) -> Option<i64> {
+    scalar(raw)?.trim().parse().ok()
+}
+
+/// A number's digits or a text.
+pub(super) fn scalar(raw: &RawValue) -> Option<String> {
+    match raw.get().as_bytes().first()? {
+        b'"' => string(raw),
+        b'-' | b'0'..=b'9' => Some(raw.get().to_owned()),
+        _ => None,
+    }
+}
+
+fn string(raw: &RawValue) -> Option<String> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+/// One line of bounded length that repeats nothing secret.
+fn presentable(mut errmsg: String, secrets: &[&str]) -> String {
+    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
+        errmsg = errmsg.replace(secret, "(redacted)");
+    }
+    errmsg
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_ERRMSG)
+        .collect()
+}
+
+/// The request id at the end of an errmsg: `… rid: 5f1e7b2c-0a1b2c3d-4e5f6071`, in older answers `… hints: [ req_id: x ]`.
+fn rid(errmsg: &str) -> Option<&str> {
+    ["rid:", "req_id:"].iter().find_map(|label| {
+        let at = errmsg.rfind(label)?;
+        let starts_a_word = !errmsg
+            .get(..at)?
+            .ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let rest = errmsg.get(at + label.len()..)?.trim_start();
+        let end = rest
+            .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')))
+            .unwrap_or(rest.len());
+        rest.get(..end).filter(|id| starts_a_word && !id.is_empty())
+    })
+}

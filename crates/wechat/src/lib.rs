@@ -1,0 +1,24 @@
+#![doc = include_str!("../README.md")]
+
+pub mod callback;
+mod client;
+pub mod crypto;
+mod errcode;
+mod error;
+mod id;
+pub mod jsapi;
+mod json;
+mod message;
+mod secret;
+
+pub use self::{
+    client::{Client, ClientOptions, CodeSession, Issued, TicketType},
+    errcode::{Class, ErrCode},
+    error::{ApiError, BuildError, Error, TransportError},
+    id::{AppId, InvalidId, MsgId, OpenId, UnionId},
+    message::{
+        CustomerContent, CustomerMessage, FormTemplateMessage, MiniProgramLink, MiniProgramState,
+        SubscribeMessage, TemplateData, TemplateMessage,
+    },
+    secret::{AccessToken, AppSecret, SessionKey, Ticket},
+};
