@@ -20,15 +20,15 @@ macro_rules! codes {
 codes! {
     SYSTEM_ERROR = -1, "WeChat is busy; whether the call took effect is unknown.";
     OK = 0, "Success.";
-    INVALID_CREDENTIAL = 40001, "The access_token is dead or replaced; of a call that takes the AppSecret, the secret is wrong.";
+    INVALID_CREDENTIAL = 40001, "The `access_token` is dead or replaced; of a call that takes the AppSecret, the secret is wrong.";
     INVALID_GRANT_TYPE = 40002, "Wrong `grant_type`.";
     INVALID_OPEN_ID = 40003, "Not an openid of this account, or not a follower.";
     INVALID_MEDIA_ID = 40007, "Unknown media, or expired after three days.";
     INVALID_MESSAGE_TYPE = 40008, "Unknown `msgtype`.";
     INVALID_APP_ID = 40013, "Unknown appid.";
-    INVALID_ACCESS_TOKEN = 40014, "The access_token is malformed or of another account.";
+    INVALID_ACCESS_TOKEN = 40014, "The `access_token` is malformed or of another account.";
     INVALID_CODE = 40029, "The login code is expired, forged or of another appid.";
-    INVALID_REFRESH_TOKEN = 40030, "The OAuth refresh_token is no good.";
+    INVALID_REFRESH_TOKEN = 40030, "The OAuth `refresh_token` is no good.";
     INVALID_CHARSET = 40033, "The body escapes characters as `\\uXXXX`.";
     INVALID_TEMPLATE_ID_SIZE = 40036, "The template id has a wrong length.";
     INVALID_TEMPLATE_ID = 40037, "Not a template of this account.";
@@ -39,16 +39,16 @@ codes! {
     INVALID_PAGE_PATH = 40165, "The mini program's page path is wrong.";
     CODE_BLOCKED = 40226, "The user is judged high risk; login is refused.";
     APP_SECRET_FROZEN = 40243, "The AppSecret is frozen in the console.";
-    ACCESS_TOKEN_MISSING = 41001, "The call carries no access_token.";
+    ACCESS_TOKEN_MISSING = 41001, "The call carries no `access_token`.";
     APP_ID_MISSING = 41002, "The call carries no appid.";
     APP_SECRET_MISSING = 41004, "The call carries no secret.";
     CODE_MISSING = 41008, "The call carries no code.";
     OPEN_ID_MISSING = 41009, "The call carries no openid.";
-    INVALID_FORM_ID = 41028, "The form_id is wrong or expired.";
-    FORM_ID_USED = 41029, "The form_id is used up.";
+    INVALID_FORM_ID = 41028, "The `form_id` is wrong or expired.";
+    FORM_ID_USED = 41029, "The `form_id` is used up.";
     INVALID_PAGE = 41030, "The page is not in the released mini program.";
-    ACCESS_TOKEN_EXPIRED = 42001, "The access_token is past its time.";
-    REFRESH_TOKEN_EXPIRED = 42002, "The OAuth refresh_token is past its time.";
+    ACCESS_TOKEN_EXPIRED = 42001, "The `access_token` is past its time.";
+    REFRESH_TOKEN_EXPIRED = 42002, "The OAuth `refresh_token` is past its time.";
     CODE_EXPIRED = 42003, "The OAuth code is past its time.";
     GRANT_REVOKED = 42007, "The user changed the password: both OAuth tokens are dead.";
     POST_REQUIRED = 43002, "The interface takes POST alone.";
@@ -79,8 +79,8 @@ codes! {
     ACCOUNT_FROZEN = 50007, "The account is frozen.";
     IP_NOT_REGISTERED = 61004, "The caller's address is not in the account's allow-list.";
     MINOR_PROTECTED = 70000, "Blocked to protect a minor.";
-    SESSION_KEY_GONE = 87007, "The session_key does not exist or is expired.";
-    INVALID_SESSION_SIGNATURE = 87009, "The signature does not fit: the session_key is no longer valid.";
+    SESSION_KEY_GONE = 87007, "The `session_key` does not exist or is expired.";
+    INVALID_SESSION_SIGNATURE = 87009, "The signature does not fit: the `session_key` is no longer valid.";
     IP_AWAITS_CONFIRMATION = 89501, "The address awaits an administrator's confirmation.";
     CALL_AWAITS_CONFIRMATION = 89503, "An administrator must confirm this call.";
     IP_REFUSED_FOR_A_DAY = 89506, "An administrator refused twice: the address is blocked for 24 hours.";
@@ -92,7 +92,7 @@ codes! {
 pub enum Class {
     /// Success, or as good as: the aim is already reached.
     Ok,
-    /// The cached access_token is bad: fetch a new one and repeat the call once.
+    /// The cached `access_token` is bad: fetch a new one and repeat the call once.
     Token,
     /// Transient: repeat with delay and jitter, bounded.
     Backoff,
@@ -106,7 +106,7 @@ pub enum Class {
     Recipient,
     /// The account's set-up, permissions or allow-list must change first.
     Config,
-    /// A one-time or expiring grant (code, form_id, session_key) is spent: the user must act again.
+    /// A one-time or expiring grant (code, `form_id`, `session_key`) is spent: the user must act again.
     Grant,
     /// Not in the table: do not repeat.
     Unknown,

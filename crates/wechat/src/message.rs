@@ -78,7 +78,7 @@ pub enum MiniProgramState {
     Formal,
 }
 
-/// A template message of a mini program, paid for with a form_id (小程序模板消息; WeChat withdrew it on 2020-01-10).
+/// A template message of a mini program, paid for with a `form_id` (小程序模板消息; WeChat withdrew it on 2020-01-10).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FormTemplateMessage {
     /// The user who submitted the form.

@@ -62,7 +62,7 @@ struct IpListAnswer {
 }
 
 impl Client {
-    /// Issues a new classic access_token; the one before dies within five minutes (获取 Access token, GET `/cgi-bin/token`).
+    /// Issues a new classic `access_token`; the one before dies within five minutes (获取 Access token, GET `/cgi-bin/token`).
     ///
     /// # Errors
     /// [`Error`]; 40001 here means a wrong secret.
@@ -86,7 +86,7 @@ impl Client {
         .map(Into::into)
     }
 
-    /// The current stable access_token, or a new one that ends it with `force_refresh` (20 a day, 30 s apart)
+    /// The current stable `access_token`, or a new one that ends it with `force_refresh` (20 a day, 30 s apart)
     /// (获取稳定版接口调用凭据 getStableAccessToken).
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use crate::{AppId, AppSecret, Error, OpenId, SessionKey, UnionId};
 pub struct CodeSession {
     /// The user within this mini program.
     pub open_id: OpenId,
-    /// Replaces the user's former session_key.
+    /// Replaces the user's former `session_key`.
     pub session_key: SessionKey,
     /// The user across the apps of one open-platform account, when the mini program is bound to one.
     pub union_id: Option<UnionId>,

@@ -44,7 +44,7 @@ impl Client {
             .await
     }
 
-    /// Sends a template message of a mini program against a form_id (小程序模板消息).
+    /// Sends a template message of a mini program against a `form_id` (小程序模板消息).
     ///
     /// # Errors
     /// [`Error`].

@@ -27,7 +27,7 @@ const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
 #[derive(Clone)]
 pub struct EncodingAESKey([u8; 32]);
 
-/// A text that is no EncodingAESKey.
+/// A text that is no [`EncodingAESKey`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("an EncodingAESKey is 43 characters of base64, without padding")]
 pub struct InvalidEncodingAESKey;

@@ -14,13 +14,13 @@ const AES_BLOCK: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// `encrypted_data`, `iv` or the session_key is no base64 of a fitting length; `field` says which.
+    /// `encrypted_data`, `iv` or the `session_key` is no base64 of a fitting length; `field` says which.
     #[error("{field} is not base64 of a fitting length")]
     Malformed {
         /// `encrypted_data`, `iv` or `session_key`.
         field: &'static str,
     },
-    /// The session_key is not the one the data was encrypted under, mostly since a later `wx.login` replaced it:
+    /// The `session_key` is not the one the data was encrypted under, mostly since a later `wx.login` replaced it:
     /// the user logs in again and the data is fetched again.
     #[error("the session_key is out of date: log in again, then fetch the data again")]
     SessionKeyOutOfDate,
@@ -68,12 +68,12 @@ pub fn decrypt_user_data(
     }
 }
 
-/// The `signature` of `rawData`: SHA-1 in lower-case hex of `raw_data` and the session_key.
+/// The `signature` of `rawData`: SHA-1 in lower-case hex of `raw_data` and the `session_key`.
 pub fn user_data_signature(raw_data: &str, key: &SessionKey) -> String {
     sha1_hex(&[raw_data, key.expose()])
 }
 
-/// The login-state signature: HMAC-SHA256 in lower-case hex of `data` under the session_key's text.
+/// The login-state signature: HMAC-SHA256 in lower-case hex of `data` under the `session_key`'s text.
 ///
 /// `/wxa/checksession` and `/wxa/resetusersessionkey` take that of the empty string.
 pub fn session_signature(key: &SessionKey, data: &str) -> String {
