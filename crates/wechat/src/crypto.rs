@@ -35,3 +35,26 @@ pub(crate) fn sha1_hex(parts: &[&str]) -> String {
     }
     hex::encode(hash.finalize())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_sorted_by_bytes() {
+        // Digits before upper case before lower case.
+        assert_eq!(signature(&["b", "A", "1"]), sha1_hex(&["1", "A", "b"]));
+    }
+
+    #[test]
+    fn a_signature_verifies_its_own_parts_alone() {
+        let signed = signature(&["token", "1", "n"]);
+        assert!(verify_signature(&signed, &["n", "token", "1"]));
+        assert!(!verify_signature(&signed, &["token", "2", "n"]));
+        assert!(!verify_signature(
+            &signed.to_uppercase(),
+            &["token", "1", "n"]
+        ));
+        assert!(!verify_signature("", &["token", "1", "n"]));
+    }
+}

@@ -205,3 +205,121 @@ impl fmt::Display for ErrCode {
         self.0.fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Class, ErrCode};
+
+    /// The Class column of the global list, in its order, then of the lists of single interfaces.
+    ///
+    /// "RECIPIENT / CALLER" counts as its first, ranges are sampled at both ends.
+    const TABLE: &[(Class, &[i64])] = &[
+        (Class::Backoff, &[-1]),
+        (Class::Ok, &[0]),
+        (Class::Token, &[40001]),
+        (Class::Caller, &[40002]),
+        (Class::Recipient, &[40003]),
+        (Class::Caller, &[40004, 40006, 40007, 40008, 40009]),
+        (Class::Config, &[40013]),
+        (Class::Token, &[40014]),
+        (Class::Grant, &[40029, 40030]),
+        (Class::Caller, &[40031, 40032, 40033, 40035]),
+        (Class::Config, &[40036, 40037]),
+        (Class::Caller, &[40038, 40039]),
+        (Class::Config, &[40048]),
+        (Class::Caller, &[40097]),
+        (Class::Config, &[40125]),
+        (Class::Caller, &[40132]),
+        (Class::Grant, &[40163]),
+        (Class::Config, &[40164]),
+        (Class::Caller, &[40165, 40166]),
+        (Class::Recipient, &[40226]),
+        (Class::Config, &[40243]),
+        (
+            Class::Caller,
+            &[41001, 41002, 41003, 41004, 41005, 41006, 41008, 41009],
+        ),
+        (Class::Grant, &[41028, 41029]),
+        (Class::Caller, &[41030]),
+        (Class::Token, &[42001]),
+        (Class::Grant, &[42002, 42003, 42007]),
+        (Class::Backoff, &[42010]),
+        (Class::Caller, &[43001, 43002, 43003]),
+        (Class::Recipient, &[43004, 43005, 43019, 43101]),
+        (Class::Config, &[43104, 43107, 43116]),
+        (Class::Backoff, &[43108]),
+        (
+            Class::Caller,
+            &[44001, 44002, 44003, 44004, 45001, 45002, 45003, 45008],
+        ),
+        (Class::Day, &[45009]),
+        (Class::Minute, &[45011]),
+        (Class::Recipient, &[45015]),
+        (Class::Day, &[45028]),
+        (Class::Recipient, &[45047]),
+        (Class::Ok, &[45065]),
+        (Class::Backoff, &[45066]),
+        (Class::Caller, &[45067, 45072]),
+        (Class::Recipient, &[45080]),
+        (Class::Ok, &[45081]),
+        (
+            Class::Caller,
+            &[
+                45157, 45158, 45159, 45168, 46001, 46003, 46004, 47001, 47003,
+            ],
+        ),
+        (Class::Config, &[48001]),
+        (Class::Recipient, &[48002]),
+        (Class::Config, &[48004, 48006, 48008, 50001, 50002]),
+        (Class::Recipient, &[50005]),
+        (Class::Config, &[61004, 61007]),
+        (Class::Backoff, &[61450]),
+        (Class::Caller, &[61451, 61452, 65303, 65318]),
+        (Class::Recipient, &[70000]),
+        (Class::Caller, &[76001, 76002, 76003, 76004, 76021, 76022]),
+        (Class::Config, &[85000, 85999, 86000, 86999, 89000, 89999]),
+        (Class::Grant, &[87007, 87009]),
+        (Class::Caller, &[87014]),
+        (Class::Config, &[89501, 89503, 89506, 89507]),
+        (Class::Config, &[200_011, 200_012]),
+        (Class::Caller, &[200_013, 200_022]),
+        (Class::Caller, &[9_001_001, 9_001_036]),
+        // Tokens.
+        (Class::Config, &[50004, 50007]),
+        // Template messages.
+        (Class::Caller, &[40249, 40250]),
+        (Class::Config, &[40251, 40252]),
+        // Subscribe messages.
+        (Class::Config, &[43102]),
+        // Nobody's.
+        (
+            Class::Unknown,
+            &[
+                1,
+                -2,
+                40000,
+                41007,
+                84999,
+                90000,
+                200_010,
+                9_001_000,
+                i64::MIN,
+            ],
+        ),
+    ];
+
+    #[test]
+    fn classes_follow_the_table() {
+        for (class, codes) in TABLE {
+            for code in *codes {
+                assert_eq!(ErrCode(*code).class(), *class, "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn codes_are_shown_as_their_number() {
+        assert_eq!(ErrCode::SYSTEM_ERROR.to_string(), "-1");
+        assert_eq!(ErrCode::INVALID_CREDENTIAL.to_string(), "40001");
+    }
+}

@@ -159,3 +159,64 @@ impl TransportError {
         Self(Cause::Body(error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn api(endpoint: &'static str, errcode: ErrCode) -> Error {
+        Error::Api(ApiError {
+            endpoint,
+            errcode,
+            errmsg: "e".to_owned(),
+            rid: Some("r".to_owned()),
+        })
+    }
+
+    #[test]
+    fn a_refused_secret_is_configuration_and_a_refused_token_is_a_token() {
+        assert_eq!(
+            api("/cgi-bin/token", ErrCode::INVALID_CREDENTIAL).class(),
+            Class::Config
+        );
+        assert_eq!(
+            api("/cgi-bin/stable_token", ErrCode::INVALID_CREDENTIAL).class(),
+            Class::Config
+        );
+        assert_eq!(
+            api("/cgi-bin/ticket/getticket", ErrCode::INVALID_CREDENTIAL).class(),
+            Class::Token
+        );
+        assert_eq!(
+            api("/cgi-bin/token", ErrCode::DAILY_QUOTA).class(),
+            Class::Day
+        );
+    }
+
+    #[test]
+    fn only_what_may_have_taken_effect_is_ambiguous() {
+        assert!(api("/x", ErrCode::SYSTEM_ERROR).is_ambiguous());
+        assert!(!api("/x", ErrCode::INVALID_CREDENTIAL).is_ambiguous());
+        assert!(Error::Timeout { endpoint: "/x" }.is_ambiguous());
+        let garbage = Error::Garbage {
+            endpoint: "/x",
+            status: 502,
+            problem: "p".to_owned(),
+        };
+        assert!(garbage.is_ambiguous());
+        assert_eq!(
+            (garbage.errcode(), garbage.rid(), garbage.class()),
+            (None, None, Class::Backoff)
+        );
+    }
+
+    #[test]
+    fn api_errors_say_code_and_text() {
+        let error = api("/x", ErrCode(48001));
+        assert_eq!(error.to_string(), "/x: WeChat says 48001 e");
+        assert_eq!(
+            (error.errcode(), error.rid(), error.endpoint()),
+            (Some(ErrCode(48001)), Some("r"), "/x")
+        );
+    }
+}

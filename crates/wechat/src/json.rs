@@ -106,3 +106,74 @@ fn escape(text: &str) -> (&str, Option<&'static str>) {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_skipped() {
+        assert_eq!(value(b"\xef\xbb\xbf{\"a\":1}"), Some(json!({"a": 1})));
+    }
+
+    #[test]
+    fn control_characters_inside_texts_are_kept() {
+        assert_eq!(
+            value(b"{\"a\":\n\"x\x00\ty\\\"\n\"}"),
+            Some(json!({"a": "x\0\ty\"\n"}))
+        );
+    }
+
+    #[test]
+    fn broken_utf8_is_replaced() {
+        assert_eq!(value(b"{\"a\":\"x\xff\"}"), Some(json!({"a": "x\u{fffd}"})));
+    }
+
+    #[test]
+    fn half_surrogates_are_replaced_and_pairs_are_not() {
+        assert_eq!(value(br#"["\ud83d\ude00"]"#), Some(json!(["😀"])));
+        assert_eq!(value(br#"["\ud83d"]"#), Some(json!(["\u{fffd}"])));
+        assert_eq!(value(br#"["\uDE00x"]"#), Some(json!(["\u{fffd}x"])));
+        assert_eq!(value(br#"["\ud83d\u0041"]"#), Some(json!(["\u{fffd}A"])));
+        assert_eq!(value(br#"["\\ud83d"]"#), Some(json!(["\\ud83d"])));
+    }
+
+    #[test]
+    fn integers_beyond_64_bits_become_text() {
+        let exact = value(b"{\"a\":[123456789012345678901234567890,18446744073709551615,-9223372036854775808,1.5]}");
+        assert_eq!(
+            exact,
+            Some(json!({"a": ["123456789012345678901234567890", u64::MAX, i64::MIN, 1.5]}))
+        );
+    }
+
+    #[test]
+    fn deep_nesting_is_refused() {
+        let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(value(nested(MAX_DEPTH).as_bytes()).is_some());
+        assert!(value(nested(MAX_DEPTH + 1).as_bytes()).is_none());
+        assert!(value(nested(100_000).as_bytes()).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn texts_survive(text in any::<String>()) {
+            let json = json!({ text.clone(): text });
+            prop_assert_eq!(value(json.to_string().as_bytes()), Some(json));
+        }
+
+        #[test]
+        fn unescaped_texts_survive(text in "[^\"\\\\]*") {
+            prop_assert_eq!(value(format!("[\"{text}\"]").as_bytes()), Some(json!([text])));
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in any::<Vec<u8>>(), text in "[\\[\\]{}\",:\\\\ud8c0-9\u{0}-\u{1f}]*") {
+            let _ = value(&bytes);
+            let _ = value(text.as_bytes());
+        }
+    }
+}

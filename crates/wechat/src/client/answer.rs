@@ -101,3 +101,40 @@ fn rid(errmsg: &str) -> Option<&str> {
         rest.get(..end).filter(|id| starts_a_word && !id.is_empty())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_found_in_both_editions() {
+        for (errmsg, expected) in [
+            (
+                "invalid code rid: 5f1e7b2c-0a1b2c3d-4e5f6071",
+                Some("5f1e7b2c-0a1b2c3d-4e5f6071"),
+            ),
+            (
+                "invalid code, rid: 5f1e7b2c-0a1b2c3d-4e5f6071 ",
+                Some("5f1e7b2c-0a1b2c3d-4e5f6071"),
+            ),
+            ("invalid code, hints: [ req_id: aB.1_2 ]", Some("aB.1_2")),
+            ("arid: desert", None),
+            ("rid:", None),
+            ("ok", None),
+        ] {
+            assert_eq!(rid(errmsg), expected, "{errmsg}");
+        }
+    }
+
+    #[test]
+    fn error_texts_are_one_bounded_line_without_secrets() {
+        assert_eq!(
+            presentable("a\r\nb s3cret".to_owned(), &["", "s3cret"]),
+            "a  b (redacted)"
+        );
+        assert_eq!(
+            presentable("长".repeat(600), &[]).chars().count(),
+            MAX_ERRMSG
+        );
+    }
+}

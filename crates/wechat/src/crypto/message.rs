@@ -181,3 +181,153 @@ fn unpad(padded: &[u8]) -> Result<&[u8], CryptError> {
         Err(CryptError::Padding)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
+
+    fn crypt(key: &str, app_id: &str) -> MessageCrypt {
+        MessageCrypt::new(&key.parse().unwrap(), &app_id.parse().unwrap())
+    }
+
+    /// The cipher text of any plain text, well-formed or not.
+    fn encrypt_raw(plain: &[u8]) -> String {
+        let crypt = crypt(KEY, "wx1");
+        let cipher_text =
+            cbc::Encryptor::<aes::Aes256>::new(&crypt.key.0.into(), &crypt.iv().into())
+                .encrypt_padded_vec::<NoPadding>(plain);
+        STANDARD.encode(cipher_text)
+    }
+
+    fn padded(mut plain: Vec<u8>) -> Vec<u8> {
+        pad(&mut plain);
+        plain
+    }
+
+    #[test]
+    fn keys_may_carry_trailing_bits() {
+        for last in ['A', 'B', 'C', 'D'] {
+            let key = format!("{}{last}", &KEY[..42]);
+            assert!(key.parse::<EncodingAESKey>().is_ok(), "{key}");
+        }
+    }
+
+    #[test]
+    fn keys_of_another_length_or_alphabet_are_refused() {
+        for key in [
+            "",
+            &KEY[..42],
+            &format!("{KEY}="),
+            &format!("{KEY}A"),
+            &KEY.replace('a', "_"),
+        ] {
+            assert!(key.parse::<EncodingAESKey>().is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn keys_are_never_shown() {
+        let key: EncodingAESKey = KEY.parse().unwrap();
+        assert_eq!(format!("{key:?}"), "EncodingAESKey(redacted)");
+        let shown = format!("{:?}", crypt(KEY, "wx1"));
+        assert_eq!(shown, "MessageCrypt { app_id: AppId(wx1), .. }");
+    }
+
+    #[test]
+    fn every_padding_length_is_used_and_taken_off() {
+        let crypt = crypt(KEY, "wx1");
+        for length in 0..=64 {
+            let message = "x".repeat(length);
+            let encrypted = crypt.encrypt(&message);
+            assert_eq!(
+                STANDARD.decode(&encrypted).unwrap().len() % PADDING_BLOCK,
+                0
+            );
+            assert_eq!(crypt.decrypt(&encrypted).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn a_message_for_another_app_is_refused() {
+        for other in ["wx2", "wx", "wx11"] {
+            assert_eq!(
+                crypt(KEY, "wx1").decrypt(&crypt(KEY, other).encrypt("hi")),
+                Err(CryptError::AppId)
+            );
+        }
+    }
+
+    #[test]
+    fn the_random_prefix_differs_each_time() {
+        let crypt = crypt(KEY, "wx1");
+        assert_ne!(crypt.encrypt("hi"), crypt.encrypt("hi"));
+    }
+
+    #[test]
+    fn damage_is_told_apart() {
+        let crypt = crypt(KEY, "wx1");
+        assert_eq!(crypt.decrypt("?"), Err(CryptError::Base64));
+        assert_eq!(crypt.decrypt(""), Err(CryptError::Length));
+        assert_eq!(crypt.decrypt("AAAA"), Err(CryptError::Length));
+        for last in [0, 33, 255] {
+            assert_eq!(
+                crypt.decrypt(&encrypt_raw(&[last; 32])),
+                Err(CryptError::Padding),
+                "{last}"
+            );
+        }
+        // A padding of 32 before which there is nothing, and of 20 where only 16 bytes are.
+        assert_eq!(
+            crypt.decrypt(&encrypt_raw(&[32; 32])),
+            Err(CryptError::Truncated)
+        );
+        assert_eq!(
+            crypt.decrypt(&encrypt_raw(&[20; 16])),
+            Err(CryptError::Padding)
+        );
+        let too_long = [&[b'r'; 16][..], &u32::MAX.to_be_bytes(), b"hiwx1"].concat();
+        assert_eq!(
+            crypt.decrypt(&encrypt_raw(&padded(too_long))),
+            Err(CryptError::Truncated)
+        );
+        let other_key = "jWmYm7qr5nMoAUwZRjGtBxmz3KA1tkAj3ykkR6q2B2C";
+        assert!(
+            MessageCrypt::new(&other_key.parse().unwrap(), &crypt.app_id)
+                .decrypt(&crypt.encrypt("hi"))
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn broken_utf8_does_not_lose_a_message() {
+        let plain = [&[b'r'; 16][..], &3u32.to_be_bytes(), b"a\xf0\x9fwx1"].concat();
+        assert_eq!(
+            crypt(KEY, "wx1")
+                .decrypt(&encrypt_raw(&padded(plain)))
+                .unwrap(),
+            "a\u{fffd}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encrypted_decrypts(message in any::<String>(), random in any::<[u8; 16]>()) {
+            let crypt = crypt(KEY, "wxb11529c136998cb6");
+            prop_assert_eq!(crypt.decrypt(&crypt.encrypt_with_random(&message, random)), Ok(message));
+        }
+
+        #[test]
+        fn garbage_never_panics(text in any::<String>(), bytes in any::<Vec<u8>>(), blocks in any::<Vec<[u8; 16]>>()) {
+            let crypt = crypt(KEY, "wx1");
+            prop_assert!(crypt.decrypt(&text).is_err());
+            prop_assert!(crypt.decrypt(&STANDARD.encode(bytes)).is_err());
+            let _ = crypt.decrypt(&encrypt_raw(&blocks.concat()));
+            let _ = crypt.decrypt(&encrypt_raw(&padded(blocks.concat())));
+            let _ = text.parse::<EncodingAESKey>();
+        }
+    }
+}

@@ -93,3 +93,121 @@ fn decode(text: &str) -> Option<Vec<u8>> {
         .collect();
     STANDARD.decode(mended).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use aes::cipher::BlockModeEncrypt;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEY: [u8; 16] = *b"0123456789abcdef";
+    const IV: [u8; 16] = *b"fedcba9876543210";
+
+    fn encrypt(plain: &[u8]) -> String {
+        STANDARD.encode(
+            cbc::Encryptor::<aes::Aes128>::new(&KEY.into(), &IV.into())
+                .encrypt_padded_vec::<Pkcs7>(plain),
+        )
+    }
+
+    fn decrypt_with(key: [u8; 16], data: &str) -> Result<Value, DataError> {
+        decrypt_user_data(
+            &SessionKey::new(STANDARD.encode(key)),
+            data,
+            &STANDARD.encode(IV),
+            &"wx1".parse().unwrap(),
+        )
+    }
+
+    fn decrypt(data: &str) -> Result<Value, DataError> {
+        decrypt_with(KEY, data)
+    }
+
+    /// Data whose cipher text has a `+` in base64, which a query string turns into a space.
+    fn data_with_plus() -> (String, String) {
+        (0..)
+            .map(|n| format!(r#"{{"n":{n},"watermark":{{"appid":"wx1","timestamp":1}}}}"#))
+            .map(|plain| (encrypt(plain.as_bytes()), plain))
+            .find(|(encrypted, _)| encrypted.contains('+'))
+            .unwrap()
+    }
+
+    #[test]
+    fn what_transport_does_to_base64_is_undone() {
+        let (encrypted, plain) = data_with_plus();
+        let expected: Value = serde_json::from_str(&plain).unwrap();
+        assert_eq!(decrypt(&encrypted).unwrap(), expected);
+        assert_eq!(decrypt(&encrypted.replace('+', " ")).unwrap(), expected);
+        let (start, end) = encrypted.split_at(20);
+        assert_eq!(decrypt(&format!("{start}\r\n{end}\n")).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_replaced_session_key_asks_for_a_new_login() {
+        let (encrypted, _) = data_with_plus();
+        // Some wrong keys happen to leave a valid padding; all must be told the same.
+        for n in 0..=255 {
+            let mut key = KEY;
+            key[0] ^= 0xff;
+            key[1] = n;
+            assert_eq!(
+                decrypt_with(key, &encrypted),
+                Err(DataError::SessionKeyOutOfDate)
+            );
+        }
+    }
+
+    #[test]
+    fn malformed_input_names_its_field() {
+        let (encrypted, _) = data_with_plus();
+        let malformed = |field| Err(DataError::Malformed { field });
+        assert_eq!(decrypt("?"), malformed("encrypted_data"));
+        assert_eq!(decrypt(""), malformed("encrypted_data"));
+        assert_eq!(decrypt("AAAA"), malformed("encrypted_data"));
+        let (key, iv, app) = (
+            STANDARD.encode(KEY),
+            STANDARD.encode(IV),
+            "wx1".parse().unwrap(),
+        );
+        let with =
+            |key: &str, iv: &str| decrypt_user_data(&SessionKey::new(key), &encrypted, iv, &app);
+        assert_eq!(with("AAAA", &iv), malformed("session_key"));
+        assert_eq!(with("?", &iv), malformed("session_key"));
+        assert_eq!(with(&key, "AAAA"), malformed("iv"));
+        assert!(with(&key, &iv).is_ok());
+    }
+
+    #[test]
+    fn data_without_this_apps_watermark_is_refused() {
+        for plain in [
+            "{}",
+            r#"{"watermark":{"appid":"wx2"}}"#,
+            r#"{"watermark":{"appid":1}}"#,
+        ] {
+            assert_eq!(
+                decrypt(&encrypt(plain.as_bytes())),
+                Err(DataError::AppId),
+                "{plain}"
+            );
+        }
+    }
+
+    #[test]
+    fn nicknames_may_hold_control_characters_and_broken_utf8() {
+        let data = decrypt(&encrypt(
+            b"{\"nickName\":\"a\x08\xf0\x9f\",\"watermark\":{\"appid\":\"wx1\"}}",
+        ))
+        .unwrap();
+        assert_eq!(data["nickName"], "a\u{8}\u{fffd}");
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(text in any::<String>(), plain in any::<Vec<u8>>(), key in any::<String>()) {
+            let app = "wx1".parse().unwrap();
+            prop_assert!(decrypt_user_data(&SessionKey::new(key), &text, &text, &app).is_err());
+            prop_assert!(decrypt(&encrypt(&plain)).is_err());
+        }
+    }
+}
