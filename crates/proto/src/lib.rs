@@ -11,7 +11,7 @@ pub mod token {
     /// Version 1.
     #[expect(
         clippy::allow_attributes_without_reason,
-        clippy::doc_markdown,
+    
         reason = "generated"
     )]
     pub mod v1 {
@@ -24,7 +24,7 @@ pub mod auth {
     /// Version 1.
     #[expect(
         clippy::allow_attributes_without_reason,
-        clippy::doc_markdown,
+    
         reason = "generated"
     )]
     pub mod v1 {
@@ -37,7 +37,7 @@ pub mod push {
     /// Version 1.
     #[expect(
         clippy::allow_attributes_without_reason,
-        clippy::doc_markdown,
+    
         reason = "generated"
     )]
     pub mod v1 {

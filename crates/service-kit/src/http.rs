@@ -1,0 +1,350 @@
+//! What every HTTP port has: a request id, a span, metrics, limits, and errors as JSON
+//! `{"code","message","request_id"}`.
+
+use std::time::{Duration, Instant};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, FromRequest, MatchedPath, Request, rejection::BytesRejection},
+    http::{HeaderValue, Method, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+use tracing::{Instrument as _, field::Empty, info_span};
+use uuid::Uuid;
+
+use crate::trace;
+
+/// The largest body that is read.
+pub const BODY_LIMIT: usize = 64 * 1024;
+/// A handler that takes longer is given up. WeChat itself waits five seconds.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests by method, route and status.
+const REQUESTS: &str = "wxhub_http_requests_total";
+/// Seconds until the response's head, by method and route.
+const SECONDS: &str = "wxhub_http_request_duration_seconds";
+
+/// Adds to `router` what every HTTP port has, unknown paths and methods included.
+pub fn harden(router: Router) -> Router {
+    router
+        .fallback(|| async { Error::new(StatusCode::NOT_FOUND, "NOT_FOUND", "no such path here") })
+        .method_not_allowed_fallback(|| async {
+            let message = "this path does not take this method";
+            Error::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "METHOD_NOT_ALLOWED",
+                message,
+            )
+        })
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn(observe))
+}
+
+async fn observe(request: Request, next: Next) -> Response {
+    let request_id = Uuid::now_v7();
+    let method = label(request.method());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
+    // The path and query are left out: they hold codes and tickets.
+    let span = info_span!(
+        "http",
+        otel.name = format!("{method} {route}"),
+        otel.kind = "server",
+        otel.status_code = Empty,
+        http.request.method = method,
+        http.route = route,
+        http.response.status_code = Empty,
+        request_id = %request_id,
+    );
+    trace::continue_from(&span, request.headers());
+    async move {
+        let started = Instant::now();
+        let answer = tokio::time::timeout(TIMEOUT, next.run(request)).await;
+        let mut response = answer.unwrap_or_else(|_| {
+            let message = "the request took too long";
+            Error::new(StatusCode::SERVICE_UNAVAILABLE, "TIMEOUT", message)
+                .retry_after(Duration::from_secs(1))
+                .into_response()
+        });
+        if let Some(error) = response.extensions_mut().remove::<Error>() {
+            response = error.render(request_id);
+        }
+        if let Ok(value) = HeaderValue::from_str(&request_id.to_string()) {
+            response.headers_mut().insert("x-request-id", value);
+        }
+        let status = response.status();
+        let span = tracing::Span::current();
+        span.record("http.response.status_code", status.as_u16());
+        if status.is_server_error() {
+            span.record("otel.status_code", "ERROR");
+        }
+        metrics::counter!(REQUESTS, "method" => method, "route" => route.clone(), "status" => status.as_u16().to_string()).increment(1);
+        metrics::histogram!(SECONDS, "method" => method, "route" => route).record(started.elapsed().as_secs_f64());
+        tracing::debug!(status = status.as_u16(), duration_ms = started.elapsed().as_millis(), "request answered");
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+/// A method as a metric's label: a closed set, whatever a stranger sends.
+fn label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// An error for an HTTP client. [`harden`] renders it with the request's id.
+#[derive(Debug, Clone)]
+pub struct Error {
+    status: StatusCode,
+    code: String,
+    message: String,
+    errcode: Option<i64>,
+    retry_after: Option<Duration>,
+}
+
+impl Error {
+    /// `code` is machine-readable and stable, the same word as in gRPC's ErrorInfo; `message` is for people.
+    pub fn new(status: StatusCode, code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code: code.into(),
+            message: message.into(),
+            errcode: None,
+            retry_after: None,
+        }
+    }
+
+    /// Says that the same request may work after a while.
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    fn render(&self, request_id: Uuid) -> Response {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            code: &'a str,
+            message: &'a str,
+            request_id: Uuid,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            errcode: Option<i64>,
+        }
+        let body = axum::Json(Body {
+            code: &self.code,
+            message: &self.message,
+            request_id,
+            errcode: self.errcode,
+        });
+        let mut response = (self.status, body).into_response();
+        if let Some(delay) = self.retry_after {
+            let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        response
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// The same failure, told to an HTTP client: one mapping for all services.
+impl From<tonic::Status> for Error {
+    fn from(status: tonic::Status) -> Self {
+        let details = status.get_error_details();
+        let info = details.error_info();
+        let reason = info.map_or("INTERNAL", |info| info.reason.as_str());
+        let http = match status.code() {
+            Code::Ok => StatusCode::OK,
+            Code::InvalidArgument | Code::OutOfRange => StatusCode::BAD_REQUEST,
+            Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+            Code::PermissionDenied => StatusCode::FORBIDDEN,
+            Code::NotFound => StatusCode::NOT_FOUND,
+            Code::AlreadyExists | Code::Aborted => StatusCode::CONFLICT,
+            Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+            // WeChat refused something that the HTTP client can do nothing about.
+            Code::FailedPrecondition if reason.starts_with("WECHAT_") => StatusCode::BAD_GATEWAY,
+            Code::FailedPrecondition => StatusCode::CONFLICT,
+            Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let mut error = Self::new(http, reason, status.message());
+        error.errcode = info.and_then(|info| info.metadata.get("errcode")?.parse().ok());
+        error.retry_after = details.retry_info().and_then(|info| info.retry_delay);
+        error
+    }
+}
+
+/// A JSON body. What is wrong with it is told with its position; a `Content-Type` is not asked for.
+#[derive(Debug)]
+pub struct Json<T>(pub T);
+
+impl<T, S> FromRequest<S> for Json<T>
+where
+    T: DeserializeOwned,
+    S: Send + Sync,
+{
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        let bytes = body(request, state).await?;
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
+            // serde_json's text ends in the position; what it quotes of the body is only names and types.
+            Error::new(
+                StatusCode::BAD_REQUEST,
+                "INVALID_JSON",
+                format!("invalid JSON: {error}"),
+            )
+        })
+    }
+}
+
+/// The request's body, up to [`BODY_LIMIT`].
+///
+/// # Errors
+/// 413 when it is larger, 400 when the client breaks off.
+pub async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Error> {
+    Bytes::from_request(request, state)
+        .await
+        .map_err(|rejection: BytesRejection| {
+            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                let message = format!("the body is larger than {BODY_LIMIT} bytes");
+                Error::new(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", message)
+            } else {
+                Error::new(
+                    StatusCode::BAD_REQUEST,
+                    "BODY_UNREADABLE",
+                    "the body broke off",
+                )
+            }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{
+        body::Body,
+        routing::{get, post},
+    };
+    use http_body_util::BodyExt as _;
+    use serde_json::Value;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::status::{self, reason};
+
+    #[derive(serde::Deserialize)]
+    struct Named {
+        name: String,
+    }
+
+    fn router() -> Router {
+        harden(
+            Router::new()
+                .route(
+                    "/name",
+                    post(|Json(body): Json<Named>| async move { body.name }),
+                )
+                .route(
+                    "/away",
+                    get(|| async { Error::from(status::store_unavailable("Redis")) }),
+                ),
+        )
+    }
+
+    async fn ask(
+        method: Method,
+        path: &str,
+        body: impl Into<Body>,
+    ) -> (StatusCode, http::HeaderMap, Value) {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(body.into())
+            .unwrap();
+        let response = router().oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        (
+            head.status,
+            head.headers,
+            serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+        )
+    }
+
+    #[tokio::test]
+    async fn invalid_json_is_400_with_the_position() {
+        let (status, headers, body) = ask(Method::POST, "/name", "{\"name\":\n  oops}").await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert_eq!(body["code"], "INVALID_JSON");
+        assert!(
+            body["message"]
+                .as_str()
+                .unwrap()
+                .contains("line 2 column 3"),
+            "{body}"
+        );
+        assert_eq!(
+            body["request_id"],
+            headers["x-request-id"].to_str().unwrap()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_413() {
+        let (status, _, body) = ask(Method::POST, "/name", vec![b' '; BODY_LIMIT + 1]).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(body["code"], "BODY_TOO_LARGE");
+    }
+
+    #[tokio::test]
+    async fn unknown_paths_and_methods_are_json_too() {
+        let (status, _, body) = ask(Method::GET, "/nothing", "").await;
+        assert_eq!(
+            (status, body["code"].as_str()),
+            (StatusCode::NOT_FOUND, Some("NOT_FOUND"))
+        );
+        let (status, _, body) = ask(Method::GET, "/name", "").await;
+        assert_eq!(
+            (status, body["code"].as_str()),
+            (StatusCode::METHOD_NOT_ALLOWED, Some("METHOD_NOT_ALLOWED"))
+        );
+    }
+
+    #[tokio::test]
+    async fn an_outage_is_503_with_retry_after() {
+        let (status, headers, body) = ask(Method::GET, "/away", "").await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(headers[header::RETRY_AFTER], "1");
+        assert_eq!(body["code"], reason::STORE_UNAVAILABLE);
+    }
+}

@@ -1,0 +1,641 @@
+//! Process settings: flags and environment, the same names in every service (a flag wins over its variable).
+//!
+//! Each is read as text and checked by whoever needs it, so that a start-up tells every problem at once, with the
+//! setting's name and an example of a right value.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use clap::Args;
+use secrecy::{ExposeSecret as _, SecretString};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig, Uri};
+use url::Url;
+
+use crate::{client::Peer, seal::Sealer};
+
+/// Every setting of every service, unchecked.
+#[derive(Debug, Clone, Default, Args)]
+#[expect(
+    missing_docs,
+    reason = "the help text of each flag, which clap takes from `help`, says it"
+)]
+pub struct Settings {
+    #[arg(
+        long,
+        env = "WXHUB_CONFIG",
+        value_name = "PATH",
+        help = "wxhub.toml: apps and callers",
+        global = true
+    )]
+    pub config: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_GRPC_ADDR",
+        value_name = "ADDR",
+        help = "Where gRPC listens",
+        global = true
+    )]
+    pub grpc_addr: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_HTTP_ADDR",
+        value_name = "ADDR",
+        help = "Where HTTP listens",
+        global = true
+    )]
+    pub http_addr: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_OPS_ADDR",
+        value_name = "ADDR",
+        help = "Where /livez, /readyz and /metrics listen",
+        global = true
+    )]
+    pub ops_addr: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_REDIS_URL",
+        value_name = "URL",
+        help = "Redis",
+        hide_env_values = true,
+        global = true
+    )]
+    pub redis_url: Option<SecretString>,
+    #[arg(
+        long,
+        env = "WXHUB_DATABASE_URL",
+        value_name = "URL",
+        help = "MySQL or SQLite",
+        hide_env_values = true,
+        global = true
+    )]
+    pub database_url: Option<SecretString>,
+    #[arg(long, env = "WXHUB_EMBEDDED", value_name = "0|1", num_args = 0..=1, default_missing_value = "1", help = "Allow in-memory state and SQLite where a URL is missing", global = true)]
+    pub embedded: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_TOKEN_URL",
+        value_name = "URL",
+        help = "token-service; several endpoints, separated by commas, are balanced",
+        global = true
+    )]
+    pub token_url: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_AUTH_URL",
+        value_name = "URL",
+        help = "auth-service; several endpoints, separated by commas, are balanced",
+        global = true
+    )]
+    pub auth_url: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_WECHAT_API_URL",
+        value_name = "URL",
+        help = "WeChat's API [default: https://api.weixin.qq.com]",
+        global = true
+    )]
+    pub wechat_api_url: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_WECHAT_OPEN_URL",
+        value_name = "URL",
+        help = "WeChat's OAuth pages [default: https://open.weixin.qq.com]",
+        global = true
+    )]
+    pub wechat_open_url: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_PUBLIC_URL",
+        value_name = "URL",
+        help = "This service as a browser sees it",
+        global = true
+    )]
+    pub public_url: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_MASTER_KEY",
+        value_name = "BASE64",
+        help = "Seals secrets at rest: 32 bytes; a comma-separated list rotates",
+        hide_env_values = true,
+        global = true
+    )]
+    pub master_key: Option<SecretString>,
+    #[arg(
+        long,
+        env = "WXHUB_TLS_CERT",
+        value_name = "PATH",
+        help = "Certificate of this service (PEM)",
+        global = true
+    )]
+    pub tls_cert: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_TLS_KEY",
+        value_name = "PATH",
+        help = "Key of that certificate (PEM)",
+        global = true
+    )]
+    pub tls_key: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_TLS_CLIENT_CA",
+        value_name = "PATH",
+        help = "Demand client certificates of this authority (PEM)",
+        global = true
+    )]
+    pub tls_client_ca: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_TLS_CA",
+        value_name = "PATH",
+        help = "Authority to trust in outgoing gRPC (PEM)",
+        global = true
+    )]
+    pub tls_ca: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_CALLER_KEY",
+        value_name = "KEY",
+        help = "The key that this program shows to the other services",
+        hide_env_values = true,
+        global = true
+    )]
+    pub caller_key: Option<SecretString>,
+}
+
+/// One setting that is missing or wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Problem {
+    name: &'static str,
+    what: String,
+    example: &'static str,
+}
+
+/// All that is wrong with the settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// Notes that the setting `name` is wrong.
+    pub fn add(&mut self, name: &'static str, what: impl Into<String>, example: &'static str) {
+        self.0.push(Problem {
+            name,
+            what: what.into(),
+            example,
+        });
+    }
+
+    /// Turns a checked configuration into the result of the check.
+    ///
+    /// # Errors
+    /// Returns itself when there is any problem.
+    pub fn or<T>(self, checked: Option<T>) -> Result<T, Self> {
+        match checked {
+            Some(value) if self.0.is_empty() => Ok(value),
+            _ => Err(self),
+        }
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (
+            index,
+            Problem {
+                name,
+                what,
+                example,
+            },
+        ) in self.0.iter().enumerate()
+        {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{name} {what}\n    for example: {name}={example}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// The ports a service listens on when no address is set.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
+    /// gRPC.
+    pub grpc: u16,
+    /// Public or internal HTTP.
+    pub http: u16,
+    /// `/livez`, `/readyz`, `/metrics`.
+    pub ops: u16,
+}
+
+/// Where a service listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Listen {
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// Public or internal HTTP.
+    pub http: SocketAddr,
+    /// `/livez`, `/readyz`, `/metrics`.
+    pub ops: SocketAddr,
+}
+
+/// Where WeChat is.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// The server API.
+    pub api: Url,
+    /// The OAuth pages.
+    pub open: Url,
+}
+
+/// Where a service keeps its rows.
+#[derive(Clone)]
+pub struct DatabaseUrl(SecretString);
+
+impl DatabaseUrl {
+    /// Takes a `mysql://` or `sqlite://` URL as it is.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self(SecretString::from(url.into()))
+    }
+
+    /// The URL, with its password.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+
+    /// Whether this is SQLite: embedded mode, which migrates by itself.
+    pub fn is_sqlite(&self) -> bool {
+        self.expose().starts_with("sqlite:")
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_sqlite() {
+            self.expose()
+        } else {
+            "mysql://[redacted]"
+        })
+    }
+}
+
+const REDIS_EXAMPLE: &str = "redis://127.0.0.1:6379";
+const DATABASE_EXAMPLE: &str = "mysql://wxhub:password@127.0.0.1:3306/wxhub";
+const KEY_EXAMPLE: &str = "$(openssl rand -base64 32)";
+
+impl Settings {
+    /// Whether state may live in memory and in SQLite.
+    pub fn embedded(&self, problems: &mut Problems) -> bool {
+        match self.embedded.as_deref().map(str::trim) {
+            None | Some("" | "0" | "false" | "no") => false,
+            Some("1" | "true" | "yes") => true,
+            Some(other) => {
+                problems.add(
+                    "WXHUB_EMBEDDED",
+                    format!("is {other:?}, which is neither 0 nor 1"),
+                    "1",
+                );
+                false
+            }
+        }
+    }
+
+    /// The path of `wxhub.toml`.
+    pub fn catalog_path(&self, problems: &mut Problems) -> Option<PathBuf> {
+        let path = non_empty(self.config.as_deref()).map(PathBuf::from);
+        if path.is_none() {
+            problems.add(
+                "WXHUB_CONFIG",
+                "is not set: it names the file that declares apps and callers",
+                "/etc/wxhub/wxhub.toml",
+            );
+        }
+        path
+    }
+
+    /// The listen addresses, with `ports` on every interface where none is set.
+    pub fn listen(&self, problems: &mut Problems, ports: Ports) -> Option<Listen> {
+        let mut addr =
+            |value: &Option<String>, name, port, example| match non_empty(value.as_deref()) {
+                None => Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
+                Some(text) => match text.parse() {
+                    Ok(addr) => Some(addr),
+                    Err(_) => {
+                        problems.add(
+                            name,
+                            format!("is {text:?}, which is not an address and a port"),
+                            example,
+                        );
+                        None
+                    }
+                },
+            };
+        let grpc = addr(
+            &self.grpc_addr,
+            "WXHUB_GRPC_ADDR",
+            ports.grpc,
+            "0.0.0.0:50051",
+        );
+        let http = addr(
+            &self.http_addr,
+            "WXHUB_HTTP_ADDR",
+            ports.http,
+            "0.0.0.0:8080",
+        );
+        let ops = addr(&self.ops_addr, "WXHUB_OPS_ADDR", ports.ops, "0.0.0.0:9101");
+        Some(Listen {
+            grpc: grpc?,
+            http: http?,
+            ops: ops?,
+        })
+    }
+
+    /// The Redis URL; none only in embedded mode, where the twin in memory stands in. `what` says what is kept there.
+    pub fn redis(&self, problems: &mut Problems, what: &str) -> Option<SecretString> {
+        let url = self
+            .redis_url
+            .clone()
+            .filter(|url| !url.expose_secret().trim().is_empty());
+        let Some(url) = url else {
+            if !self.embedded(&mut Problems::default()) {
+                problems.add(
+                    "WXHUB_REDIS_URL",
+                    format!("is not set: {what} are kept in Redis (or set WXHUB_EMBEDDED=1 to keep them in memory)"),
+                    REDIS_EXAMPLE,
+                );
+            }
+            return None;
+        };
+        if redis::Client::open(url.expose_secret()).is_err() {
+            problems.add(
+                "WXHUB_REDIS_URL",
+                "is not a redis:// or rediss:// URL",
+                REDIS_EXAMPLE,
+            );
+            return None;
+        }
+        Some(url)
+    }
+
+    /// The database's URL; in embedded mode `wxhub-<service>.sqlite` in the working folder where none is set.
+    pub fn database(&self, problems: &mut Problems, service: &str) -> Option<DatabaseUrl> {
+        let url = self
+            .database_url
+            .clone()
+            .filter(|url| !url.expose_secret().trim().is_empty());
+        let Some(url) = url else {
+            if self.embedded(&mut Problems::default()) {
+                return Some(DatabaseUrl::new(format!("sqlite://wxhub-{service}.sqlite")));
+            }
+            problems.add(
+                "WXHUB_DATABASE_URL",
+                "is not set: rows are kept in MySQL (or set WXHUB_EMBEDDED=1 to keep them in SQLite)",
+                DATABASE_EXAMPLE,
+            );
+            return None;
+        };
+        let url = DatabaseUrl(url);
+        let known = url.is_sqlite()
+            || Url::parse(url.expose()).is_ok_and(|url| url.scheme() == "mysql" && url.has_host());
+        if !known {
+            problems.add(
+                "WXHUB_DATABASE_URL",
+                "is neither a mysql:// nor a sqlite:// URL",
+                DATABASE_EXAMPLE,
+            );
+            return None;
+        }
+        Some(url)
+    }
+
+    /// How to reach token-service.
+    pub fn token_service(&self, problems: &mut Problems) -> Option<Peer> {
+        self.peer(
+            problems,
+            self.token_url.as_deref(),
+            "WXHUB_TOKEN_URL",
+            "http://token-service:50051",
+        )
+    }
+
+    /// How to reach auth-service.
+    pub fn auth_service(&self, problems: &mut Problems) -> Option<Peer> {
+        self.peer(
+            problems,
+            self.auth_url.as_deref(),
+            "WXHUB_AUTH_URL",
+            "http://auth-service:50052",
+        )
+    }
+
+    fn peer(
+        &self,
+        problems: &mut Problems,
+        url: Option<&str>,
+        name: &'static str,
+        example: &'static str,
+    ) -> Option<Peer> {
+        let Some(list) = non_empty(url) else {
+            problems.add(name, "is not set", example);
+            return None;
+        };
+        let Some(key) = self.caller_key.clone() else {
+            problems.add(
+                "WXHUB_CALLER_KEY",
+                "is not set: the other services answer only to callers that wxhub.toml knows",
+                "the-key-of-this-service",
+            );
+            return None;
+        };
+        let tls = self.client_tls(problems)?;
+        let mut endpoints = Vec::new();
+        for text in list
+            .split(',')
+            .map(str::trim)
+            .filter(|text| !text.is_empty())
+        {
+            let uri = text.parse::<Uri>().ok().filter(|uri| {
+                matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
+            });
+            let Some(uri) = uri else {
+                problems.add(
+                    name,
+                    format!("holds {text:?}, which is not an http:// or https:// URL"),
+                    example,
+                );
+                return None;
+            };
+            let secure = uri.scheme_str() == Some("https");
+            let endpoint = Endpoint::from(uri);
+            match if secure {
+                endpoint.tls_config(tls.clone())
+            } else {
+                Ok(endpoint)
+            } {
+                Ok(endpoint) => endpoints.push(endpoint),
+                Err(error) => {
+                    problems.add(
+                        "WXHUB_TLS_CA",
+                        format!("does not make a TLS client: {error}"),
+                        "/etc/wxhub/ca.pem",
+                    );
+                    return None;
+                }
+            }
+        }
+        Some(Peer::new(endpoints, key))
+    }
+
+    /// Where WeChat is.
+    pub fn upstream(&self, problems: &mut Problems) -> Option<Upstream> {
+        let mut base = |value: &Option<String>, name, default: &'static str| {
+            let text = non_empty(value.as_deref()).unwrap_or(default);
+            let url = parse_http_url(text);
+            if url.is_none() {
+                problems.add(
+                    name,
+                    format!("is {text:?}, which is not an http:// or https:// URL"),
+                    default,
+                );
+            }
+            url
+        };
+        let api = base(
+            &self.wechat_api_url,
+            "WXHUB_WECHAT_API_URL",
+            "https://api.weixin.qq.com",
+        );
+        let open = base(
+            &self.wechat_open_url,
+            "WXHUB_WECHAT_OPEN_URL",
+            "https://open.weixin.qq.com",
+        );
+        Some(Upstream {
+            api: api?,
+            open: open?,
+        })
+    }
+
+    /// What seals secrets at rest. Embedded state dies with the process: there a missing key is made up.
+    pub fn sealer(&self, problems: &mut Problems) -> Option<Sealer> {
+        match &self.master_key {
+            Some(list) => Sealer::from_keys(list)
+                .map_err(|error| {
+                    problems.add(
+                        "WXHUB_MASTER_KEY",
+                        format!("is wrong: {error}"),
+                        KEY_EXAMPLE,
+                    );
+                })
+                .ok(),
+            None if self.embedded(&mut Problems::default()) => Some(Sealer::ephemeral()),
+            None => {
+                problems.add(
+                    "WXHUB_MASTER_KEY",
+                    "is not set: it seals secrets at rest",
+                    KEY_EXAMPLE,
+                );
+                None
+            }
+        }
+    }
+
+    /// TLS of this service's gRPC port; the inner none means plain text.
+    pub fn server_tls(&self, problems: &mut Problems) -> Option<Option<ServerTlsConfig>> {
+        let identity = self.identity(problems)?;
+        let Some(identity) = identity else {
+            if self.tls_client_ca.is_some() {
+                problems.add(
+                    "WXHUB_TLS_CERT",
+                    "is not set, but WXHUB_TLS_CLIENT_CA is",
+                    "/etc/wxhub/tls.crt",
+                );
+                return None;
+            }
+            return Some(None);
+        };
+        let mut tls = ServerTlsConfig::new().identity(identity);
+        if let Some(path) = &self.tls_client_ca {
+            let ca = read_pem(
+                problems,
+                "WXHUB_TLS_CLIENT_CA",
+                path,
+                "/etc/wxhub/client-ca.pem",
+            )?;
+            tls = tls.client_ca_root(Certificate::from_pem(ca));
+        }
+        Some(Some(tls))
+    }
+
+    fn client_tls(&self, problems: &mut Problems) -> Option<ClientTlsConfig> {
+        let mut tls = ClientTlsConfig::new().with_native_roots();
+        if let Some(path) = &self.tls_ca {
+            let ca = read_pem(problems, "WXHUB_TLS_CA", path, "/etc/wxhub/ca.pem")?;
+            tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
+        }
+        if let Some(identity) = self.identity(problems)? {
+            tls = tls.identity(identity);
+        }
+        Some(tls)
+    }
+
+    fn identity(&self, problems: &mut Problems) -> Option<Option<Identity>> {
+        match (&self.tls_cert, &self.tls_key) {
+            (None, None) => Some(None),
+            (Some(cert), Some(key)) => {
+                let cert = read_pem(problems, "WXHUB_TLS_CERT", cert, "/etc/wxhub/tls.crt");
+                let key = read_pem(problems, "WXHUB_TLS_KEY", key, "/etc/wxhub/tls.key");
+                Some(Some(Identity::from_pem(cert?, key?)))
+            }
+            (Some(_), None) => {
+                problems.add(
+                    "WXHUB_TLS_KEY",
+                    "is not set, but WXHUB_TLS_CERT is",
+                    "/etc/wxhub/tls.key",
+                );
+                None
+            }
+            (None, Some(_)) => {
+                problems.add(
+                    "WXHUB_TLS_CERT",
+                    "is not set, but WXHUB_TLS_KEY is",
+                    "/etc/wxhub/tls.crt",
+                );
+                None
+            }
+        }
+    }
+}
+
+fn non_empty(value: Option<&str>) -> Option<&str> {
+    value.map(str::trim).filter(|text| !text.is_empty())
+}
+
+fn parse_http_url(text: &str) -> Option<Url> {
+    Url::parse(text)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+}
+
+fn read_pem(
+    problems: &mut Problems,
+    name: &'static str,
+    path: &str,
+    example: &'static str,
+) -> Option<Vec<u8>> {
+    std::fs::read(path)
+        .map_err(|error| {
+            problems.add(
+                name,
+                format!("names {path:?}, which cannot be read: {error}"),
+                example,
+            );
+        })
+        .ok()
+}
