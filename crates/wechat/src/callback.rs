@@ -102,3 +102,98 @@ fn fields(body: &[u8]) -> Result<(Format, Value), ParseError> {
         Err(ParseError::Format)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn envelope(body: &str) -> Envelope {
+        Envelope::parse(body.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_three_modes_are_told_apart() {
+        for (format, plain, compatible, safe) in [
+            (
+                Format::Xml,
+                "<xml><ToUserName>gh_1</ToUserName><MsgType>text</MsgType></xml>",
+                "<xml><ToUserName>gh_1</ToUserName><MsgType>text</MsgType><Encrypt>E</Encrypt></xml>",
+                "<xml><ToUserName>gh_1</ToUserName><Encrypt><![CDATA[E]]></Encrypt></xml>",
+            ),
+            (
+                Format::Json,
+                r#"{"ToUserName":"gh_1","MsgType":"text"}"#,
+                r#"{"ToUserName":"gh_1","MsgType":"text","Encrypt":"E"}"#,
+                r#"{"ToUserName":"gh_1","Encrypt":"E"}"#,
+            ),
+        ] {
+            let encrypt = Some("E".to_owned());
+            assert_eq!(
+                envelope(plain),
+                Envelope {
+                    format,
+                    encrypt: None,
+                    plain: true
+                }
+            );
+            assert_eq!(
+                envelope(compatible),
+                Envelope {
+                    format,
+                    encrypt: encrypt.clone(),
+                    plain: true
+                }
+            );
+            assert_eq!(
+                envelope(safe),
+                Envelope {
+                    format,
+                    encrypt,
+                    plain: false
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_white_space_are_skipped() {
+        assert!(envelope("\u{feff} \n{\"MsgType\":\"text\"}\n").plain);
+        assert!(envelope("\u{feff}\n<xml><MsgType>text</MsgType></xml>").plain);
+    }
+
+    #[test]
+    fn two_cipher_texts_are_refused() {
+        let two = "<xml><Encrypt>a</Encrypt><Encrypt>b</Encrypt></xml>";
+        assert_eq!(
+            Envelope::parse(two.as_bytes()),
+            Err(ParseError::Field("Encrypt"))
+        );
+    }
+
+    #[test]
+    fn other_bodies_are_refused() {
+        for (body, error) in [
+            ("", ParseError::Format),
+            ("[]", ParseError::Format),
+            ("success", ParseError::Format),
+            ("{", ParseError::Json),
+            ("<xml", ParseError::Xml),
+            (
+                "<!DOCTYPE xml><xml><MsgType>text</MsgType></xml>",
+                ParseError::Entity,
+            ),
+        ] {
+            assert_eq!(Envelope::parse(body.as_bytes()), Err(error), "{body}");
+        }
+    }
+
+    #[test]
+    fn bodies_are_taken_up_to_the_limit() {
+        let body = |length: usize| format!("<xml><a>{}</a></xml>", "x".repeat(length - 18));
+        assert!(Envelope::parse(body(MAX_BODY).as_bytes()).is_ok());
+        assert_eq!(
+            Envelope::parse(body(MAX_BODY + 1).as_bytes()),
+            Err(ParseError::TooLarge)
+        );
+    }
+}

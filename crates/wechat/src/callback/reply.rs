@@ -132,3 +132,98 @@ impl Xml {
 fn is_xml(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn push(format: Format) -> Inbound {
+        let body = match format {
+            Format::Xml => {
+                "<xml><ToUserName>gh_1</ToUserName><FromUserName>oUser</FromUserName>\
+                 <CreateTime>1</CreateTime><MsgType>text</MsgType></xml>"
+            }
+            Format::Json => {
+                r#"{"ToUserName":"gh_1","FromUserName":"oUser","CreateTime":1,"MsgType":"text"}"#
+            }
+        };
+        Inbound::parse(body.as_bytes()).unwrap()
+    }
+
+    fn text(content: &str) -> Reply {
+        Reply::Text {
+            content: content.to_owned(),
+        }
+    }
+
+    #[test]
+    fn xml_swaps_the_names_and_wraps_texts_but_not_numbers() {
+        assert_eq!(
+            text("你好 <b>&").render(&push(Format::Xml), 1_348_831_860),
+            "<xml><ToUserName><![CDATA[oUser]]></ToUserName><FromUserName><![CDATA[gh_1]]></FromUserName>\
+             <CreateTime>1348831860</CreateTime><MsgType><![CDATA[text]]></MsgType>\
+             <Content><![CDATA[你好 <b>&]]></Content></xml>"
+        );
+    }
+
+    #[test]
+    fn json_swaps_the_names_too() {
+        assert_eq!(
+            text("你好 <b>&\"").render(&push(Format::Json), 5),
+            r#"{"ToUserName":"oUser","FromUserName":"gh_1","CreateTime":5,"MsgType":"text","Content":"你好 <b>&\""}"#
+        );
+    }
+
+    #[test]
+    fn success_is_the_bare_word_in_both_formats() {
+        assert_eq!(Reply::Success.render(&push(Format::Xml), 1), "success");
+        assert_eq!(Reply::Success.render(&push(Format::Json), 1), "success");
+    }
+
+    #[test]
+    fn the_end_of_a_cdata_section_is_split() {
+        let rendered = text("a]]>b]]]>").render(&push(Format::Xml), 1);
+        assert!(
+            rendered.contains("<Content><![CDATA[a]]]]><![CDATA[>b]]]]]><![CDATA[>]]></Content>"),
+            "{rendered}"
+        );
+        assert_eq!(
+            Inbound::parse(rendered.as_bytes())
+                .unwrap()
+                .content
+                .as_deref(),
+            Some("a]]>b]]]>")
+        );
+    }
+
+    #[test]
+    fn encrypted_replies_carry_the_timestamp_bare() {
+        assert_eq!(
+            render_encrypted(Format::Xml, "E+/=", "5f", 1_714_112_445, "n"),
+            "<xml><Encrypt><![CDATA[E+/=]]></Encrypt><MsgSignature><![CDATA[5f]]></MsgSignature>\
+             <TimeStamp>1714112445</TimeStamp><Nonce><![CDATA[n]]></Nonce></xml>"
+        );
+        assert_eq!(
+            render_encrypted(Format::Json, "E+/=", "5f", 1_714_112_445, "n"),
+            r#"{"Encrypt":"E+/=","MsgSignature":"5f","TimeStamp":1714112445,"Nonce":"n"}"#
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_reads_back(content in any::<String>(), ends in "[\\[\\]<>!CDAT&;\u{0}\r\n]*") {
+            for content in [content, ends] {
+                let writable: String = content.chars().filter(|&c| is_xml(c)).collect();
+                for (format, expected) in [(Format::Xml, &writable), (Format::Json, &content)] {
+                    let rendered = text(&content).render(&push(format), 9);
+                    let read = Inbound::parse(rendered.as_bytes()).unwrap();
+                    prop_assert_eq!(read.content.as_ref(), Some(expected));
+                    prop_assert_eq!((read.format, read.create_time), (format, 9));
+                    prop_assert_eq!((read.to_user_name.as_str(), read.from_user_name.as_str()), ("oUser", "gh_1"));
+                }
+            }
+        }
+    }
+}

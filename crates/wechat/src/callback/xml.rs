@@ -90,3 +90,69 @@ pub(super) fn fields(text: &str) -> Result<Value, ParseError> {
         _ => Err(ParseError::Xml),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn elements_become_texts_objects_and_arrays() {
+        let text = "<?xml version=\"1.0\"?>\n<xml a=\"1\"><!-- c --><t><![CDATA[ x ]]>y</t><n> 1 </n><e/><e></e>\
+                    <o>\n<i>1</i>\n<i>2</i><i>3</i></o></xml>\n";
+        assert_eq!(
+            fields(text),
+            Ok(json!({"t": " x y", "n": " 1 ", "e": ["", ""], "o": {"i": ["1", "2", "3"]}}))
+        );
+    }
+
+    #[test]
+    fn predefined_entities_and_characters_by_number_are_resolved() {
+        assert_eq!(
+            fields("<xml><a>&lt;&amp;&gt;&quot;&apos;&#20013;&#x6587;</a></xml>"),
+            Ok(json!({"a": "<&>\"'中文"}))
+        );
+    }
+
+    #[test]
+    fn entities_and_document_types_are_refused() {
+        for text in [
+            "<!DOCTYPE xml><xml><a>1</a></xml>",
+            "<!DOCTYPE xml [<!ENTITY x SYSTEM \"file:///etc/passwd\">]><xml><a>&x;</a></xml>",
+            "<xml><a>&x;</a></xml>",
+            "<xml><!DOCTYPE xml><a>1</a></xml>",
+        ] {
+            assert_eq!(fields(text), Err(ParseError::Entity), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_one_well_formed_element_is_refused() {
+        for text in [
+            "<xml>",
+            "<xml><a>1</xml>",
+            "<xml><a>1</a>",
+            "<xml><a>1</b></xml>",
+            "<xml>1</xml>",
+            "<xml/>",
+            "<xml><a>1</a></xml><xml><a>2</a></xml>",
+            "<xml><a>1</a></xml>x",
+            "<xml><a>1</a></xml><![CDATA[x]]>",
+            "x<xml><a>1</a></xml>",
+            "<xml><a>& b</a></xml>",
+            "<xml><a>&#0;</a></xml>",
+            "<xml><a><![CDATA[1</a></xml>",
+            "<!-- only -->",
+        ] {
+            assert_eq!(fields(text), Err(ParseError::Xml), "{text}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_refused() {
+        let nested = |depth| format!("{}1{}", "<a>".repeat(depth), "</a>".repeat(depth));
+        assert!(fields(&nested(MAX_DEPTH)).is_ok());
+        assert_eq!(fields(&nested(MAX_DEPTH + 1)), Err(ParseError::TooDeep));
+    }
+}
