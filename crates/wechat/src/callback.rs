@@ -1,6 +1,7 @@
 //! What arrives at a callback URL (消息推送) and what goes back.
 //!
-//! Verify the signature of what [`Envelope::parse`] gives first, decrypt, and only then read it as [`Inbound`].
+//! Verify the signature of what [`Envelope::parse`] gives first, decrypt, and only then read it as
+//! [`Inbound`].
 
 mod inbound;
 mod reply;

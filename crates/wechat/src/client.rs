@@ -48,9 +48,9 @@ impl ClientOptions {
 
 /// A client of the WeChat API. Clones share one pool of connections.
 ///
-/// Calls are answered once or fail: nothing is repeated, no redirect is followed. Each makes one `tracing` span, which
-/// stays inside: WeChat gets no trace context. The proxy is the environment's (`HTTPS_PROXY`, `NO_PROXY`), except for
-/// loopback addresses.
+/// Calls are answered once or fail: nothing is repeated, no redirect is followed. Each makes one
+/// `tracing` span, which stays inside: WeChat gets no trace context. The proxy is the environment's
+/// (`HTTPS_PROXY`, `NO_PROXY`), except for loopback addresses.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
@@ -105,7 +105,8 @@ impl Client {
             builder = builder.no_proxy();
         }
         if api_url.scheme() == "http" {
-            // A sandbox must work on a machine without CA certificates, where loading them is an error.
+            // A sandbox must work on a machine without CA certificates, where loading them is an
+            // error.
             builder = builder.tls_certs_only([]);
         }
         let http = builder
@@ -262,7 +263,7 @@ fn failure(endpoint: &'static str, error: reqwest::Error) -> Error {
 
 fn is_loopback(host: &Host<&str>) -> bool {
     match host {
-        Host::Domain(name) => *name == "localhost",
+        Host::Domain(name) => *name == "localhost" || name.ends_with(".localhost"),
         Host::Ipv4(address) => IpAddr::V4(*address).is_loopback(),
         Host::Ipv6(address) => IpAddr::V6(*address).is_loopback(),
     }

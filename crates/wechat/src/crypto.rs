@@ -13,7 +13,8 @@ pub use self::{
 
 /// SHA-1 in lower-case hex of `parts`, sorted by their bytes and joined with nothing between.
 ///
-/// `{token, timestamp, nonce}` is the `signature` of a callback, the same with `Encrypt` its `msg_signature`.
+/// `{token, timestamp, nonce}` is the `signature` of a callback, the same with `Encrypt` its
+/// `msg_signature`.
 pub fn signature(parts: &[&str]) -> String {
     let mut sorted = parts.to_vec();
     sorted.sort_unstable();

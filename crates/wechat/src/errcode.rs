@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A return code of the WeChat API (全局返回码). Hundreds exist, many of them undocumented: any number is one.
+/// A return code of the WeChat API (全局返回码). Hundreds exist, many of them undocumented: any number
+/// is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ErrCode(pub i64);
@@ -106,7 +107,8 @@ pub enum Class {
     Recipient,
     /// The account's set-up, permissions or allow-list must change first.
     Config,
-    /// A one-time or expiring grant (code, `form_id`, `session_key`) is spent: the user must act again.
+    /// A one-time or expiring grant (code, `form_id`, `session_key`) is spent: the user must act
+    /// again.
     Grant,
     /// Not in the table: do not repeat.
     Unknown,
@@ -115,7 +117,8 @@ pub enum Class {
 impl ErrCode {
     /// What to do about the code, whatever the call was.
     ///
-    /// 40003 counts as [`Class::Recipient`]; see [`ApiError::class`](crate::ApiError::class) for 40001.
+    /// 40003 counts as [`Class::Recipient`]; see [`ApiError::class`](crate::ApiError::class) for
+    /// 40001.
     pub fn class(self) -> Class {
         match self.0 {
             0 | 45065 | 45081 => Class::Ok,

@@ -1,7 +1,7 @@
 //! How a call to WeChat fails.
 //!
-//! Tokens and secrets travel in URLs, so nothing here holds one: neither `Display` nor `Debug` of an error, nor of
-//! anything in its chain of sources, shows a URL, a token or a secret.
+//! Tokens and secrets travel in URLs, so nothing here holds one: neither `Display` nor `Debug` of
+//! an error, nor of anything in its chain of sources, shows a URL, a token or a secret.
 
 use crate::{Class, ErrCode};
 
@@ -12,7 +12,8 @@ pub enum BuildError {
     /// The base URL has no host or is neither `http` nor `https`.
     #[error("the WeChat API URL must be http or https with a host")]
     Url,
-    /// No rustls provider is installed; install one, for example `rustls::crypto::ring`, when the process starts.
+    /// No rustls provider is installed; install one, for example `rustls::crypto::ring`, when the
+    /// process starts.
     #[error("no rustls crypto provider is installed")]
     NoTlsProvider,
     /// The HTTP client could not be set up.
@@ -49,7 +50,8 @@ pub enum Error {
         /// What failed.
         source: TransportError,
     },
-    /// The answer is none of WeChat's: a gateway's HTML, truncated JSON, too large. The request may have taken effect.
+    /// The answer is none of WeChat's: a gateway's HTML, truncated JSON, too large. The request may
+    /// have taken effect.
     #[error("{endpoint}: HTTP {status}, {problem}")]
     Garbage {
         /// The path that was called.
@@ -89,7 +91,8 @@ impl Error {
         }
     }
 
-    /// Whether the call may have taken effect all the same: repeating a send may tell the user twice.
+    /// Whether the call may have taken effect all the same: repeating a send may tell the user
+    /// twice.
     pub fn is_ambiguous(&self) -> bool {
         match self {
             Self::Api(error) => error.errcode == ErrCode::SYSTEM_ERROR,
@@ -125,7 +128,8 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// What to do about it: the code's class, save that 40001 of a call that takes the AppSecret means a wrong secret.
+    /// What to do about it: the code's class, save that 40001 of a call that takes the AppSecret
+    /// means a wrong secret.
     pub fn class(&self) -> Class {
         match (self.errcode, self.endpoint) {
             (

@@ -93,12 +93,14 @@ id! {
     |byte| byte.is_ascii_graphic()
 }
 id! {
-    /// Names one user across all apps bound to one open-platform account. Opaque and case-sensitive.
+    /// Names one user across all apps bound to one open-platform account. Opaque and
+    /// case-sensitive.
     UnionId, "a unionid", max 128, "visible ASCII characters",
     |byte| byte.is_ascii_graphic()
 }
 id! {
-    /// Names one sent or received message. Text, since live values exceed 2^53 and some hold letters.
+    /// Names one sent or received message. Text, since live values exceed 2^53 and some hold
+    /// letters.
     MsgId, "a message id", max 128, "visible ASCII characters",
     |byte| byte.is_ascii_graphic()
 }

@@ -5,9 +5,11 @@ use crate::{
     crypto::{sha1_hex, signature},
 };
 
-/// The signature of `wx.config`, from a `jsapi` ticket, for the page at `url` as the browser has it.
+/// The signature of `wx.config`, from a `jsapi` ticket, for the page at `url` as the browser has
+/// it.
 ///
-/// `url` is the full URL with its query, undecoded; what follows a `#` is not signed. `timestamp` is in Unix seconds.
+/// `url` is the full URL with its query, undecoded; what follows a `#` is not signed. `timestamp`
+/// is in Unix seconds.
 pub fn sign(ticket: &Ticket, nonce: &str, timestamp: i64, url: &str) -> String {
     let page = url.split_once('#').map_or(url, |(page, _fragment)| page);
     let timestamp = timestamp.to_string();
@@ -25,7 +27,8 @@ pub fn sign(ticket: &Ticket, nonce: &str, timestamp: i64, url: &str) -> String {
 
 /// The signature of a card's `cardExt`, from a `wx_card` ticket.
 ///
-/// `values` are those that `cardExt` carries: `timestamp`, `card_id` and, where set, `code`, `openid` and `nonce_str`.
+/// `values` are those that `cardExt` carries: `timestamp`, `card_id` and, where set, `code`,
+/// `openid` and `nonce_str`.
 pub fn sign_card(ticket: &Ticket, values: &[&str]) -> String {
     signature(&[&[ticket.expose()], values].concat())
 }

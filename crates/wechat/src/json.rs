@@ -1,5 +1,5 @@
-//! JSON as WeChat writes it: a byte-order mark, broken UTF-8, raw control characters and half surrogates in texts,
-//! integers that no float holds.
+//! JSON as WeChat writes it: a byte-order mark, broken UTF-8, raw control characters and half
+//! surrogates in texts, integers that no float holds.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -59,7 +59,8 @@ fn exact(raw: &RawValue, depth: usize) -> Option<Value> {
     }
 }
 
-/// Escapes control characters inside strings and replaces `\u` escapes of half surrogates, neither of which JSON takes.
+/// Escapes control characters inside strings and replaces `\u` escapes of half surrogates, neither
+/// of which JSON takes.
 fn mend(text: &str) -> Cow<'_, str> {
     let needs_mending =
         text.bytes().any(|byte| byte < 0x20) || text.contains("\\ud") || text.contains("\\uD");

@@ -78,7 +78,8 @@ pub enum MiniProgramState {
     Formal,
 }
 
-/// A template message of a mini program, paid for with a `form_id` (小程序模板消息; WeChat withdrew it on 2020-01-10).
+/// A template message of a mini program, paid for with a `form_id` (小程序模板消息; WeChat withdrew it on
+/// 2020-01-10).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FormTemplateMessage {
     /// The user who submitted the form.
@@ -99,7 +100,8 @@ pub struct FormTemplateMessage {
     pub data: TemplateData,
 }
 
-/// A customer-service message, within the window that a user's action opens (发送客服消息 sendCustomMessage).
+/// A customer-service message, within the window that a user's action opens (发送客服消息
+/// sendCustomMessage).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CustomerMessage {
     /// The user who acted.

@@ -1,4 +1,5 @@
-//! Values that let their holder act as an app or a user: never printed, wiped when dropped, compared in constant time.
+//! Values that let their holder act as an app or a user: never printed, wiped when dropped,
+//! compared in constant time.
 
 use std::fmt;
 
@@ -54,7 +55,8 @@ secret! {
     Ticket
 }
 secret! {
-    /// Signs and encrypts one user's data in a mini program: base64 of 16 bytes, which must not leave the server.
+    /// Signs and encrypts one user's data in a mini program: base64 of 16 bytes, which must not
+    /// leave the server.
     SessionKey
 }
 secret! {

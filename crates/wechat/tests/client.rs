@@ -1,6 +1,7 @@
-//! The client against a local server that gives recorded answers, and against connections that misbehave.
+//! The client against a local server that gives recorded answers, and against connections that
+//! misbehave.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::{
     error::Error as _,
@@ -20,7 +21,7 @@ use axum::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinSet,
 };
 use url::Url;
@@ -161,12 +162,15 @@ fn client(address: SocketAddr) -> Client {
 }
 
 fn client_for(url: &str, timeout: Duration) -> Client {
-    // Whoever comes second finds it installed.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let options = ClientOptions {
+    client_with(ClientOptions {
         timeout,
         ..ClientOptions::new(Url::parse(url).unwrap())
-    };
+    })
+}
+
+fn client_with(options: ClientOptions) -> Client {
+    // Whoever comes second finds it installed.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     Client::new(options).unwrap()
 }
 
@@ -517,6 +521,7 @@ async fn json_comes_as_plain_text_with_a_byte_order_mark_or_control_characters()
     for body in [
         &b"\xef\xbb\xbf{\"access_token\":\"t\",\"expires_in\":7200}"[..],
         b"\r\n {\"errcode\":0,\"errmsg\":\"ok\",\"access_token\":\"t\",\"expires_in\":7200}\r\n",
+        b"{\"errcode\":\"0\",\"access_token\":\"t\",\"expires_in\":\"7200\"}",
         b"{\"nickname\":\"a\x07\xf0\x9f\",\"access_token\":\"t\",\"expires_in\":7200}",
         b"{\"nickname\":\"\\ud83d\",\"access_token\":\"t\",\"expires_in\":7200}",
     ] {
@@ -527,7 +532,10 @@ async fn json_comes_as_plain_text_with_a_byte_order_mark_or_control_characters()
         };
         let wechat = WeChat::answering(answer).await;
         let issued = wechat.client.access_token(&app(), &secret()).await.unwrap();
-        assert_eq!(issued.value.expose(), "t");
+        assert_eq!(
+            (issued.value.expose(), issued.expires_in.as_secs()),
+            ("t", 7200)
+        );
     }
 }
 
@@ -629,6 +637,8 @@ async fn a_credential_without_its_fields_is_garbage() {
     for body in [
         r#"{"access_token":"50_S3CRET"}"#,
         r#"{"access_token":"50_S3CRET","expires_in":"50_S3CRET"}"#,
+        r#"{"access_token":"50_S3CRET","expires_in":-1}"#,
+        r#"{"access_token":"","expires_in":7200}"#,
         "{}",
     ] {
         let wechat = WeChat::answering(body).await;
@@ -688,9 +698,10 @@ async fn an_endless_answer_is_cut_off() {
 
 #[tokio::test]
 async fn a_refused_connection_means_not_sent() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = client(listener.local_addr().unwrap());
-    drop(listener);
+    // Bound, so that nobody else gets the port, but not listening.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let client = client(socket.local_addr().unwrap());
     let error = client.access_token(&app(), &secret()).await.unwrap_err();
     assert!(
         matches!(
@@ -709,7 +720,8 @@ async fn a_refused_connection_means_not_sent() {
 
 #[tokio::test]
 async fn an_unknown_host_means_not_sent() {
-    let client = client_for("http://wechat.invalid", Duration::from_secs(20));
+    // Below localhost nothing is asked of the network; where the name resolves, port 1 refuses.
+    let client = client_for("http://wechat.localhost:1", Duration::from_secs(20));
     let error = client.access_token(&app(), &secret()).await.unwrap_err();
     assert!(matches!(error, Error::NotSent { .. }), "{error:?}");
     assert_reveals_nothing(&shown(&error));
@@ -727,6 +739,20 @@ async fn a_failed_tls_handshake_means_not_sent() {
         }
     });
     let client = client_for(&format!("https://{address}"), Duration::from_secs(20));
+    let error = client.access_token(&app(), &secret()).await.unwrap_err();
+    assert!(matches!(error, Error::NotSent { .. }), "{error:?}");
+    assert_reveals_nothing(&shown(&error));
+}
+
+#[tokio::test]
+async fn a_stalled_tls_handshake_means_not_sent() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let client = client_with(ClientOptions {
+        timeout: Duration::from_secs(20),
+        connect_timeout: Duration::from_millis(50),
+        ..ClientOptions::new(Url::parse(&url).unwrap())
+    });
     let error = client.access_token(&app(), &secret()).await.unwrap_err();
     assert!(matches!(error, Error::NotSent { .. }), "{error:?}");
     assert_reveals_nothing(&shown(&error));

@@ -10,7 +10,8 @@ use super::{Format, ParseError, fields};
 pub struct Inbound {
     /// The account's original id, `gh_…`.
     pub to_user_name: String,
-    /// The user's openid; of authorisation changes a platform user, the person being in `fields.OpenID`.
+    /// The user's openid; of authorisation changes a platform user, the person being in
+    /// `fields.OpenID`.
     pub from_user_name: String,
     /// Unix seconds.
     pub create_time: i64,
@@ -34,8 +35,8 @@ impl Inbound {
     /// Reads a plain push, or a decrypted one.
     ///
     /// # Errors
-    /// [`ParseError`] when the body is too large, malformed, nested too deep, declares entities or lacks a field that
-    /// every push has.
+    /// [`ParseError`] when the body is too large, malformed, nested too deep, declares entities or
+    /// lacks a field that every push has.
     pub fn parse(body: &[u8]) -> Result<Self, ParseError> {
         let (format, fields) = fields(body)?;
         let text = |name: &str| fields.get(name).and_then(scalar);
@@ -59,10 +60,11 @@ impl Inbound {
         })
     }
 
-    /// The same for every delivery of one push and different for any other push to the same account: 64 hex digits.
+    /// The same for every delivery of one push and different for any other push to the same
+    /// account: 64 hex digits.
     ///
-    /// Messages are told apart by sender and `MsgId`, which alone collides between users; events by sender, time, name,
-    /// key and whatever ids they carry, since one second may see several.
+    /// Messages are told apart by sender and `MsgId`, which alone collides between users; events by
+    /// sender, time, name, key and whatever ids they carry, since one second may see several.
     pub fn dedup_key(&self) -> String {
         let mut hash = Sha256::new();
         let mut part = |text: &str| {

@@ -20,7 +20,8 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// The body that answers `to`, in its format, from its receiver to its sender. `now_unix` is in seconds.
+    /// The body that answers `to`, in its format, from its receiver to its sender. `now_unix` is in
+    /// seconds.
     ///
     /// Characters that XML has no way to write are left out of XML.
     pub fn render(&self, to: &Inbound, now_unix: i64) -> String {
@@ -59,7 +60,8 @@ struct TextReply<'a> {
     content: &'a str,
 }
 
-/// The envelope of an encrypted reply; `signature` is that of token, `timestamp`, `nonce` and `encrypt`.
+/// The envelope of an encrypted reply; `signature` is that of token, `timestamp`, `nonce` and
+/// `encrypt`.
 pub fn render_encrypted(
     format: Format,
     encrypt: &str,

@@ -1,4 +1,5 @@
-//! XML to JSON: an element with children is an object, any other its text; a name that repeats makes an array.
+//! XML to JSON: an element with children is an object, any other its text; a name that repeats
+//! makes an array.
 
 use quick_xml::{Reader, escape::resolve_predefined_entity, events::Event};
 use serde_json::{Map, Value};

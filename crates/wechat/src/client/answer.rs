@@ -1,7 +1,12 @@
 //! Reading what WeChat answers: the errcode decides, neither HTTP status nor content type does.
 
+use std::time::Duration;
+
 use reqwest::StatusCode;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error as _},
+};
 use serde_json::value::RawValue;
 
 use crate::{ApiError, ErrCode, Error, json};
@@ -57,8 +62,26 @@ pub(super) fn parse<T: DeserializeOwned>(
         .map_err(|_| garbage("the answer lacks a field or has one of a wrong type"))
 }
 
+/// A text that is not empty, for `deserialize_with`.
+pub(super) fn filled<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Err(D::Error::custom("empty"));
+    }
+    Ok(text)
+}
+
+/// Seconds as a number or as a text, for `deserialize_with`.
+pub(super) fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let raw = Box::<RawValue>::deserialize(deserializer)?;
+    integer(&raw)
+        .and_then(|seconds| u64::try_from(seconds).ok())
+        .map(Duration::from_secs)
+        .ok_or_else(|| D::Error::custom("no seconds"))
+}
+
 /// An integer, written as a number or as a text.
-pub(super) fn integer(raw: &RawValue) -> Option<i64> {
+fn integer(raw: &RawValue) -> Option<i64> {
     scalar(raw)?.trim().parse().ok()
 }
 
@@ -87,7 +110,8 @@ fn presentable(mut errmsg: String, secrets: &[&str]) -> String {
         .collect()
 }
 
-/// The request id at the end of an errmsg: `… rid: 5f1e7b2c-0a1b2c3d-4e5f6071`, in older answers `… hints: [ req_id: x ]`.
+/// The request id at the end of an errmsg: `rid: 5f1e7b2c-0a1b2c3d-4e5f6071`, in older answers
+/// `hints: [ req_id: x ]`.
 fn rid(errmsg: &str) -> Option<&str> {
     ["rid:", "req_id:"].iter().find_map(|label| {
         let at = errmsg.rfind(label)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Call, Client, json_body};
+use super::{Call, Client, answer, json_body};
 use crate::{AccessToken, AppId, AppSecret, Error, Ticket};
 
 /// A credential with its remaining life as WeChat states it.
@@ -37,23 +37,27 @@ impl TicketType {
 
 #[derive(Deserialize)]
 struct TokenAnswer {
+    #[serde(deserialize_with = "answer::filled")]
     access_token: String,
-    expires_in: u64,
+    #[serde(deserialize_with = "answer::seconds")]
+    expires_in: Duration,
 }
 
 impl From<TokenAnswer> for Issued<AccessToken> {
     fn from(answer: TokenAnswer) -> Self {
         Self {
             value: AccessToken::new(answer.access_token),
-            expires_in: Duration::from_secs(answer.expires_in),
+            expires_in: answer.expires_in,
         }
     }
 }
 
 #[derive(Deserialize)]
 struct TicketAnswer {
+    #[serde(deserialize_with = "answer::filled")]
     ticket: String,
-    expires_in: u64,
+    #[serde(deserialize_with = "answer::seconds")]
+    expires_in: Duration,
 }
 
 #[derive(Deserialize)]
@@ -62,7 +66,8 @@ struct IpListAnswer {
 }
 
 impl Client {
-    /// Issues a new classic `access_token`; the one before dies within five minutes (获取 Access token, GET `/cgi-bin/token`).
+    /// Issues a new classic `access_token`; the one before dies within five minutes (获取 Access
+    /// token, GET `/cgi-bin/token`).
     ///
     /// # Errors
     /// [`Error`]; 40001 here means a wrong secret.
@@ -86,8 +91,8 @@ impl Client {
         .map(Into::into)
     }
 
-    /// The current stable `access_token`, or a new one that ends it with `force_refresh` (20 a day, 30 s apart)
-    /// (获取稳定版接口调用凭据 getStableAccessToken).
+    /// The current stable `access_token`, or a new one that ends it with `force_refresh` (20 a day,
+    /// 30 s apart) (获取稳定版接口调用凭据 getStableAccessToken).
     ///
     /// # Errors
     /// [`Error`]; 40001 here means a wrong secret.
@@ -140,12 +145,12 @@ impl Client {
             .await?;
         Ok(Issued {
             value: Ticket::new(answer.ticket),
-            expires_in: Duration::from_secs(answer.expires_in),
+            expires_in: answer.expires_in,
         })
     }
 
-    /// WeChat's own API addresses, some of them CIDR blocks: the cheapest proof that a token is alive
-    /// (获取微信API服务器IP).
+    /// WeChat's own API addresses, some of them CIDR blocks: the cheapest proof that a token is
+    /// alive (获取微信API服务器IP).
     ///
     /// # Errors
     /// [`Error`].

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Call, Client};
+use super::{Call, Client, answer};
 use crate::{AppId, AppSecret, Error, OpenId, SessionKey, UnionId};
 
 /// Who logged in, and the key of the data that WeChat encrypts for that user.
@@ -12,13 +12,15 @@ pub struct CodeSession {
     pub open_id: OpenId,
     /// Replaces the user's former `session_key`.
     pub session_key: SessionKey,
-    /// The user across the apps of one open-platform account, when the mini program is bound to one.
+    /// The user across the apps of one open-platform account, when the mini program is bound to
+    /// one.
     pub union_id: Option<UnionId>,
 }
 
 #[derive(Deserialize)]
 struct SessionAnswer {
     openid: OpenId,
+    #[serde(deserialize_with = "answer::filled")]
     session_key: String,
     unionid: Option<String>,
 }

@@ -1,4 +1,5 @@
-//! Sends.
+//! Sends. Success means that WeChat accepted the message, with or without an id for it; delivery,
+//! where WeChat reports it at all, comes as a callback.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -14,9 +15,6 @@ struct SendAnswer {
     msgid: Option<Box<RawValue>>,
 }
 
-/// Success means that WeChat accepted the message; delivery, where WeChat reports it at all, comes as a callback.
-///
-/// An answer without an id is a success too: the message is on its way.
 impl Client {
     /// Sends a template message of a service account (发送模板消息 sendTemplateMessage).
     ///

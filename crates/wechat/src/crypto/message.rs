@@ -1,4 +1,5 @@
-//! The cipher of callbacks: AES-256-CBC over 16 random bytes, the message's length, the message and the appid.
+//! The cipher of callbacks: AES-256-CBC over 16 random bytes, the message's length, the message and
+//! the appid.
 
 use std::{fmt, str::FromStr};
 
@@ -10,12 +11,14 @@ use base64::{
 
 use crate::AppId;
 
-/// PKCS#7 runs over blocks of 32 bytes here, twice those of AES: an unpadder that stops at 16 refuses half of all messages.
+/// PKCS#7 runs over blocks of 32 bytes here, twice those of AES: an unpadder that stops at 16
+/// refuses half of all messages.
 const PADDING_BLOCK: usize = 32;
 const RANDOM_LEN: usize = 16;
 const HEADER_LEN: usize = RANDOM_LEN + size_of::<u32>();
 
-/// The 43rd character holds two bits more than the key needs, and WeChat's generator leaves them set.
+/// The 43rd character holds two bits more than the key needs, and WeChat's generator leaves them
+/// set.
 const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -162,7 +165,6 @@ impl fmt::Debug for MessageCrypt {
 
 fn pad(plain: &mut Vec<u8>) {
     let missing = PADDING_BLOCK - plain.len() % PADDING_BLOCK;
-    #[expect(clippy::cast_possible_truncation, reason = "1 to 32")]
     plain.resize(plain.len() + missing, missing as u8);
 }
 

@@ -14,14 +14,15 @@ const AES_BLOCK: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// `encrypted_data`, `iv` or the `session_key` is no base64 of a fitting length; `field` says which.
+    /// `encrypted_data`, `iv` or the `session_key` is no base64 of a fitting length; `field` says
+    /// which.
     #[error("{field} is not base64 of a fitting length")]
     Malformed {
         /// `encrypted_data`, `iv` or `session_key`.
         field: &'static str,
     },
-    /// The `session_key` is not the one the data was encrypted under, mostly since a later `wx.login` replaced it:
-    /// the user logs in again and the data is fetched again.
+    /// The `session_key` is not the one the data was encrypted under, mostly since a later
+    /// `wx.login` replaced it: the user logs in again and the data is fetched again.
     #[error("the session_key is out of date: log in again, then fetch the data again")]
     SessionKeyOutOfDate,
     /// The watermark names another app, or none.
@@ -31,11 +32,13 @@ pub enum DataError {
 
 /// Decrypts `encrypted_data` (AES-128-CBC) and checks that its watermark names `app`.
 ///
-/// Tolerates what transport does to base64: `+` turned into a space by a query string, and line breaks. How old the
-/// data may be is the caller's to judge by `watermark.timestamp` (Unix seconds).
+/// Tolerates what transport does to base64: `+` turned into a space by a query string, and line
+/// breaks. How old the data may be is the caller's to judge by `watermark.timestamp` (Unix
+/// seconds).
 ///
 /// # Errors
-/// [`DataError::SessionKeyOutOfDate`] where the user must log in again, the others for what no user can mend.
+/// [`DataError::SessionKeyOutOfDate`] where the user must log in again, the others for what no user
+/// can mend.
 pub fn decrypt_user_data(
     key: &SessionKey,
     encrypted_data: &str,
@@ -73,7 +76,8 @@ pub fn user_data_signature(raw_data: &str, key: &SessionKey) -> String {
     sha1_hex(&[raw_data, key.expose()])
 }
 
-/// The login-state signature: HMAC-SHA256 in lower-case hex of `data` under the `session_key`'s text.
+/// The login-state signature: HMAC-SHA256 in lower-case hex of `data` under the `session_key`'s
+/// text.
 ///
 /// `/wxa/checksession` and `/wxa/resetusersessionkey` take that of the empty string.
 pub fn session_signature(key: &SessionKey, data: &str) -> String {
