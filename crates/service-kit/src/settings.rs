@@ -489,6 +489,10 @@ impl Settings {
                 }
             }
         }
+        if endpoints.is_empty() {
+            problems.add(name, "names no endpoint", example);
+            return None;
+        }
         Some(Peer::new(endpoints, key))
     }
 
@@ -638,4 +642,112 @@ fn read_pem(
             );
         })
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PORTS: Ports = Ports {
+        grpc: 50051,
+        http: 8080,
+        ops: 9101,
+    };
+
+    fn problems(check: impl FnOnce(&mut Problems)) -> String {
+        let mut problems = Problems::default();
+        check(&mut problems);
+        problems.to_string()
+    }
+
+    #[test]
+    fn a_missing_setting_is_named_with_an_example() {
+        let settings = Settings::default();
+        let text = problems(|problems| {
+            settings.catalog_path(problems);
+            settings.redis(problems, "sessions");
+            settings.database(problems, "auth");
+            settings.token_service(problems);
+            settings.sealer(problems);
+        });
+        for example in [
+            "WXHUB_CONFIG=/etc/wxhub/wxhub.toml",
+            "WXHUB_REDIS_URL=redis://",
+            "WXHUB_DATABASE_URL=mysql://",
+            "WXHUB_TOKEN_URL=http://",
+            "WXHUB_MASTER_KEY=$(openssl rand -base64 32)",
+        ] {
+            assert!(text.contains(example), "{example} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_setting_is_named_and_secrets_are_not_repeated() {
+        let settings = Settings {
+            grpc_addr: Some("localhost".to_owned()),
+            wechat_api_url: Some("api.weixin.qq.com".to_owned()),
+            redis_url: Some("http://:p4ssword@redis".to_owned().into()),
+            database_url: Some("postgres://u:p4ssword@db/x".to_owned().into()),
+            master_key: Some("p4ssword".to_owned().into()),
+            embedded: Some("maybe".to_owned()),
+            ..Settings::default()
+        };
+        let text = problems(|problems| {
+            settings.listen(problems, PORTS);
+            settings.upstream(problems);
+            settings.redis(problems, "sessions");
+            settings.database(problems, "auth");
+            settings.sealer(problems);
+            settings.embedded(problems);
+        });
+        for name in [
+            "WXHUB_GRPC_ADDR is \"localhost\"",
+            "WXHUB_WECHAT_API_URL is \"api.weixin.qq.com\"",
+            "WXHUB_REDIS_URL is not a redis://",
+            "WXHUB_DATABASE_URL is neither",
+            "WXHUB_MASTER_KEY is wrong",
+            "WXHUB_EMBEDDED is \"maybe\"",
+        ] {
+            assert!(text.contains(name), "{name} is not in:\n{text}");
+        }
+        assert!(!text.contains("p4ssword"), "{text}");
+        assert!(!format!("{settings:?}").contains("p4ssword"));
+    }
+
+    #[test]
+    fn embedded_mode_goes_without_redis_database_and_master_key() {
+        let settings = Settings {
+            embedded: Some("1".to_owned()),
+            ..Settings::default()
+        };
+        let mut problems = Problems::default();
+        assert!(settings.redis(&mut problems, "sessions").is_none());
+        let database = settings.database(&mut problems, "auth").unwrap();
+        assert!(database.is_sqlite());
+        assert!(settings.sealer(&mut problems).is_some());
+        assert_eq!(problems.to_string(), "");
+    }
+
+    #[test]
+    fn ports_stand_in_for_addresses_that_are_not_set() {
+        let settings = Settings {
+            http_addr: Some("127.0.0.1:0".to_owned()),
+            ..Settings::default()
+        };
+        let listen = settings.listen(&mut Problems::default(), PORTS).unwrap();
+        assert_eq!(listen.grpc.to_string(), "0.0.0.0:50051");
+        assert_eq!(listen.http.to_string(), "127.0.0.1:0");
+        assert_eq!(listen.ops.to_string(), "0.0.0.0:9101");
+    }
+
+    #[tokio::test]
+    async fn every_endpoint_of_a_list_must_be_a_url() {
+        let settings = Settings {
+            token_url: Some("http://a:50051, b:50051".to_owned()),
+            caller_key: Some("key".to_owned().into()),
+            ..Settings::default()
+        };
+        let text = problems(|problems| assert!(settings.token_service(problems).is_none()));
+        assert!(text.contains("WXHUB_TOKEN_URL holds \"b:50051\""), "{text}");
+    }
 }

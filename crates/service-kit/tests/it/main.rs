@@ -1,0 +1,5 @@
+//! A service of service-kit's parts, over real sockets.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod lifecycle;
+mod tls;
