@@ -11,8 +11,10 @@ use serde_json::value::RawValue;
 
 use crate::{ApiError, ErrCode, Error, json};
 
-/// Longer texts are cut: they go into logs and databases.
+/// Longer texts are cut, in characters: they go into logs and databases.
 const MAX_ERRMSG: usize = 512;
+/// What is longer is no request id.
+const MAX_RID: usize = 64;
 
 #[derive(Deserialize)]
 struct Status {
@@ -48,8 +50,9 @@ pub(super) fn parse<T: DeserializeOwned>(
         Some(Some(0)) => {}
         Some(Some(errcode)) => {
             let errmsg = errmsg.as_deref().and_then(string).unwrap_or_default();
-            let errmsg = presentable(errmsg, secrets);
+            // The id is at the end, which a long text loses.
             let rid = rid(&errmsg).map(str::to_owned);
+            let errmsg = presentable(errmsg, secrets);
             return Err(Error::Api(ApiError {
                 endpoint,
                 errcode: ErrCode(errcode),
@@ -122,7 +125,8 @@ fn rid(errmsg: &str) -> Option<&str> {
         let end = rest
             .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')))
             .unwrap_or(rest.len());
-        rest.get(..end).filter(|id| starts_a_word && !id.is_empty())
+        rest.get(..end)
+            .filter(|id| starts_a_word && (1..=MAX_RID).contains(&id.len()))
     })
 }
 
@@ -144,6 +148,7 @@ mod tests {
             ("invalid code, hints: [ req_id: aB.1_2 ]", Some("aB.1_2")),
             ("arid: desert", None),
             ("rid:", None),
+            (&format!("rid: {}", "f".repeat(65)), None),
             ("ok", None),
         ] {
             assert_eq!(rid(errmsg), expected, "{errmsg}");
