@@ -1,0 +1,467 @@
+//! `api.weixin.qq.com`: what every interface has in common, from the method to the ` rid: …`.
+
+use std::{borrow::Cow, collections::HashMap, time::Duration};
+
+use axum::{
+    body::{Body, Bytes, to_bytes},
+    extract::{self, ConnectInfo, Query, Request},
+    http::{HeaderValue, Method, StatusCode, header::CONTENT_TYPE},
+    response::Response,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    account::Accounts,
+    callback::Target,
+    calls::Call,
+    clock::Moment,
+    config::Kind,
+    connection::Scissors,
+    endpoint::Endpoint,
+    error::ApiError,
+    fault::Fault,
+    message,
+    state::{State, World},
+    token,
+};
+
+/// The longest body that is read; WeChat's own limit is not documented.
+const BODY_LIMIT: usize = 256 * 1024;
+/// The addresses that `get_api_domain_ip` tells.
+const ADDRESSES: [&str; 2] = ["101.226.212.27", "101.226.103.0/25"];
+
+type Parameters = HashMap<String, String>;
+
+/// What an interface answers, and the receipt that follows a template message.
+struct Outcome {
+    result: Result<Value, ApiError>,
+    receipt: Option<Receipt>,
+}
+
+struct Receipt {
+    target: Target,
+    open_id: String,
+    msg_id: i64,
+}
+
+/// Answers every path that is not the sandbox's own.
+pub(crate) async fn handle(
+    extract::State(state): extract::State<State>,
+    ConnectInfo(scissors): ConnectInfo<Scissors>,
+    request: Request,
+) -> Response {
+    let Query(query) = Query::<Parameters>::try_from_uri(request.uri()).unwrap_or_default();
+    let Some(endpoint) = Endpoint::from_path(request.uri().path()) else {
+        return answer(
+            refusal(&ApiError::INVALID_URL, &rid(state.0.clock.now())),
+            None,
+        );
+    };
+    let method = request.method().clone();
+    let Ok(body) = to_bytes(request.into_body(), BODY_LIMIT).await else {
+        return plain_answer(StatusCode::PAYLOAD_TOO_LARGE, String::new(), None);
+    };
+    let (app_id, fault) = {
+        let mut world = state.world();
+        let app_id = caller(
+            &world.accounts,
+            endpoint,
+            &query,
+            &body,
+            state.0.clock.now(),
+        );
+        let fault = world.faults.take(endpoint, app_id.as_deref());
+        (app_id, fault)
+    };
+    if let Some(delay) = fault.as_ref().and_then(|fault| fault.delay_ms) {
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+    }
+    let now = state.0.clock.now();
+    let mut outcome = None;
+    if fault
+        .as_ref()
+        .is_none_or(|fault| !fault.replaces_answer() || fault.carried_out)
+    {
+        let done = call(&mut state.world(), endpoint, &method, &query, &body, now);
+        if let Some(Receipt {
+            target,
+            open_id,
+            msg_id,
+        }) = done.receipt
+        {
+            state.send_receipt(target, open_id, msg_id);
+        }
+        outcome = Some(done.result);
+    }
+    let rid = rid(now);
+    let (response, label) = respond(fault.as_ref(), outcome, &rid, &scissors);
+    let refused = label.parse::<i64>().is_ok();
+    state.world().calls.record(Call {
+        time: now.as_secs(),
+        app_id,
+        endpoint: endpoint.path(),
+        outcome: label,
+        rid: refused.then_some(rid),
+    });
+    response
+}
+
+/// The response, as the fault has it or as the interface does, and what the call log says of it.
+fn respond(
+    fault: Option<&Fault>,
+    outcome: Option<Result<Value, ApiError>>,
+    rid: &str,
+    scissors: &Scissors,
+) -> (Response, String) {
+    if let Some(fault) = fault {
+        if fault.reset {
+            scissors.cut();
+            return (Response::new(Body::empty()), "reset".to_owned());
+        }
+        if let Some(errcode) = fault.errcode {
+            let errmsg = fault
+                .errmsg
+                .clone()
+                .map_or_else(|| ApiError::text(errcode).into(), Cow::from);
+            return (
+                answer(refusal(&ApiError { errcode, errmsg }, rid), Some(fault)),
+                errcode.to_string(),
+            );
+        }
+        if fault.status.is_some() || fault.body.is_some() {
+            let status = StatusCode::from_u16(fault.status.unwrap_or(200))
+                .unwrap_or(StatusCode::BAD_GATEWAY);
+            let body = fault.body.clone().unwrap_or_default();
+            return (
+                plain_answer(status, body, Some(fault)),
+                format!("http {}", status.as_u16()),
+            );
+        }
+    }
+    match outcome.unwrap_or(Err(ApiError::SYSTEM)) {
+        Ok(body) => (answer(body.to_string(), fault), "ok".to_owned()),
+        Err(error) => (
+            answer(refusal(&error, rid), fault),
+            error.errcode.to_string(),
+        ),
+    }
+}
+
+fn answer(body: String, fault: Option<&Fault>) -> Response {
+    let mut response = plain_answer(StatusCode::OK, body, fault);
+    if !fault.is_some_and(|fault| fault.text_plain) {
+        response.headers_mut().insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/json; encoding=utf-8"),
+        );
+    }
+    response
+}
+
+fn plain_answer(status: StatusCode, body: String, fault: Option<&Fault>) -> Response {
+    let body = if fault.is_some_and(|fault| fault.bom) {
+        format!("\u{feff}{body}")
+    } else {
+        body
+    };
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
+
+fn refusal(error: &ApiError, rid: &str) -> String {
+    json!({"errcode": error.errcode, "errmsg": format!("{} rid: {rid}", error.errmsg)}).to_string()
+}
+
+fn rid(now: Moment) -> String {
+    format!(
+        "{:08x}-{:08x}-{:08x}",
+        now.as_secs(),
+        rand::random::<u32>(),
+        rand::random::<u32>()
+    )
+}
+
+/// The account in whose name a call is made, whether or not it may be.
+fn caller(
+    accounts: &Accounts,
+    endpoint: Endpoint,
+    query: &Parameters,
+    body: &Bytes,
+    now: Moment,
+) -> Option<String> {
+    let named = match endpoint {
+        Endpoint::StableToken => serde_json::from_slice::<Value>(body)
+            .ok()?
+            .get("appid")
+            .and_then(Value::as_str)
+            .map(str::to_owned),
+        Endpoint::Token | Endpoint::CodeToSession => query.get("appid").cloned(),
+        _ => return owner(accounts, query.get("access_token")?, now).map(|(app_id, _)| app_id),
+    };
+    named.filter(|app_id| accounts.contains_key(app_id))
+}
+
+/// Whose token it is, and what WeChat says about it.
+fn owner(accounts: &Accounts, token: &str, now: Moment) -> Option<(String, Result<(), ApiError>)> {
+    accounts
+        .iter()
+        .find_map(|(app_id, account)| Some((app_id.clone(), account.check_token(token, now)?)))
+}
+
+fn call(
+    world: &mut World,
+    endpoint: Endpoint,
+    method: &Method,
+    query: &Parameters,
+    body: &Bytes,
+    now: Moment,
+) -> Outcome {
+    let mut receipt = None;
+    let result = dispatch(world, endpoint, method, query, body, now, &mut receipt);
+    Outcome { result, receipt }
+}
+
+fn dispatch(
+    world: &mut World,
+    endpoint: Endpoint,
+    method: &Method,
+    query: &Parameters,
+    body: &Bytes,
+    now: Moment,
+    receipt: &mut Option<Receipt>,
+) -> Result<Value, ApiError> {
+    if *method != endpoint.method() {
+        return Err(if endpoint.method() == Method::GET {
+            ApiError::REQUIRE_GET
+        } else {
+            ApiError::REQUIRE_POST
+        });
+    }
+    let app_id = if endpoint.takes_token() {
+        Some(authorize(&world.accounts, endpoint, query, now)?)
+    } else {
+        None
+    };
+    let body = if endpoint.method() == Method::POST {
+        parse(body)?
+    } else {
+        Value::Null
+    };
+    let app_id = match app_id {
+        Some(app_id) => app_id,
+        None => authenticate(&world.accounts, endpoint, query, &body)?,
+    };
+    let account = world
+        .accounts
+        .get_mut(&app_id)
+        .ok_or(ApiError::INVALID_APPID)?;
+    account.quota.count(endpoint, now)?;
+    let life = account.life();
+    match endpoint {
+        Endpoint::Token => {
+            let (access_token, expires_in) = account.classic.issue(now, life);
+            Ok(json!({"access_token": access_token, "expires_in": expires_in}))
+        }
+        Endpoint::StableToken => {
+            let force = body
+                .get("force_refresh")
+                .and_then(Value::as_bool)
+                .unwrap_or_default();
+            let (access_token, expires_in) = account.stable.get(now, life, force);
+            Ok(json!({"access_token": access_token, "expires_in": expires_in}))
+        }
+        Endpoint::Ticket => match query.get("type").map(String::as_str) {
+            Some("jsapi" | "wx_card") => Ok(
+                json!({"errcode": 0, "errmsg": "ok", "ticket": token::mint_ticket(), "expires_in": life.as_secs()}),
+            ),
+            _ => Err(ApiError::INVALID_ARGS),
+        },
+        Endpoint::CodeToSession => {
+            let code = present(query, "js_code", ApiError::CODE_MISSING)?;
+            let open_id = account.js_codes.redeem(code, now)?;
+            let user = account.user(&open_id).ok_or(ApiError::INVALID_CODE)?;
+            Ok(
+                json!({"openid": open_id, "session_key": user.session_key, "unionid": user.union_id}),
+            )
+        }
+        Endpoint::ApiDomainIp => Ok(json!({"ip_list": ADDRESSES})),
+        Endpoint::QuotaGet => {
+            let path = body
+                .get("cgi_path")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            let asked = quota_path(path)?;
+            let (limit, used) = account.quota.usage(asked, now);
+            let limit = limit.unwrap_or(u32::MAX);
+            let quota =
+                json!({"daily_limit": limit, "used": used, "remain": limit.saturating_sub(used)});
+            let rate = asked
+                .minute_limit()
+                .map(|count| json!({"call_count": count, "refresh_second": 60}));
+            Ok(
+                json!({"errcode": 0, "errmsg": "ok", "quota": quota, "rate_limit": rate.unwrap_or_default()}),
+            )
+        }
+        Endpoint::ClearQuota => {
+            if body.get("appid").and_then(Value::as_str) != Some(app_id.as_str()) {
+                return Err(ApiError::INVALID_APPID);
+            }
+            account.quota.clear(now)?;
+            Ok(json!({"errcode": 0, "errmsg": "ok"}))
+        }
+        Endpoint::TemplateSend
+        | Endpoint::SubscribeSend
+        | Endpoint::FormTemplateSend
+        | Endpoint::CustomSend => {
+            let sent = message::send(
+                endpoint,
+                &mut world.accounts,
+                &app_id,
+                body,
+                &mut world.msg_ids,
+                now,
+            )?;
+            if let Some(message) = sent.message {
+                if endpoint == Endpoint::TemplateSend {
+                    *receipt = receipt_of(&world.accounts, &app_id, &message.open_id, sent.msg_id);
+                }
+                world.inbox.push(message);
+            }
+            Ok(match sent.msg_id {
+                Some(msg_id) => json!({"errcode": 0, "errmsg": "ok", "msgid": msg_id}),
+                None => json!({"errcode": 0, "errmsg": "ok"}),
+            })
+        }
+    }
+}
+
+fn receipt_of(
+    accounts: &Accounts,
+    app_id: &str,
+    open_id: &str,
+    msg_id: Option<i64>,
+) -> Option<Receipt> {
+    let target = Target::of(&accounts.get(app_id)?.config)?;
+    Some(Receipt {
+        target,
+        open_id: open_id.to_owned(),
+        msg_id: msg_id?,
+    })
+}
+
+/// The account whose token the caller shows, if it may call this interface.
+fn authorize(
+    accounts: &Accounts,
+    endpoint: Endpoint,
+    query: &Parameters,
+    now: Moment,
+) -> Result<String, ApiError> {
+    let token = present(query, "access_token", ApiError::ACCESS_TOKEN_MISSING)?;
+    if !token::is_well_formed(token) {
+        return Err(ApiError::INVALID_ACCESS_TOKEN);
+    }
+    let (app_id, verdict) = owner(accounts, token, now).ok_or(ApiError::INVALID_CREDENTIAL)?;
+    verdict?;
+    let kind = accounts.get(&app_id).map(|account| account.config.kind);
+    if endpoint.kind().is_some_and(|needed| kind != Some(needed)) {
+        return Err(ApiError::API_UNAUTHORIZED);
+    }
+    Ok(app_id)
+}
+
+/// The account whose AppSecret the caller shows.
+fn authenticate(
+    accounts: &Accounts,
+    endpoint: Endpoint,
+    query: &Parameters,
+    body: &Value,
+) -> Result<String, ApiError> {
+    let given = |name: &str, missing: ApiError| match endpoint {
+        Endpoint::StableToken => body
+            .get(name)
+            .and_then(Value::as_str)
+            .filter(|text| !text.is_empty())
+            .ok_or(missing),
+        _ => present(query, name, missing),
+    };
+    let (grant_type, wrong_secret) = match endpoint {
+        Endpoint::CodeToSession => ("authorization_code", ApiError::INVALID_APPSECRET),
+        Endpoint::StableToken => ("client_credential", ApiError::INVALID_APPSECRET),
+        _ => ("client_credential", ApiError::INVALID_CREDENTIAL),
+    };
+    if given("grant_type", ApiError::INVALID_GRANT_TYPE)? != grant_type {
+        return Err(ApiError::INVALID_GRANT_TYPE);
+    }
+    let app_id = given("appid", ApiError::APPID_MISSING)?;
+    let secret = given("secret", ApiError::APPSECRET_MISSING)?;
+    let account = accounts.get(app_id).ok_or(ApiError::INVALID_APPID)?;
+    if endpoint == Endpoint::CodeToSession && account.config.kind != Kind::MiniProgram {
+        return Err(ApiError::INVALID_APPID);
+    }
+    if !account.secret_is(secret) {
+        return Err(wrong_secret);
+    }
+    Ok(app_id.to_owned())
+}
+
+fn present<'a>(query: &'a Parameters, name: &str, missing: ApiError) -> Result<&'a str, ApiError> {
+    query
+        .get(name)
+        .map(String::as_str)
+        .filter(|text| !text.is_empty())
+        .ok_or(missing)
+}
+
+fn parse(body: &Bytes) -> Result<Value, ApiError> {
+    if body.is_empty() {
+        return Err(ApiError::EMPTY_POST_DATA);
+    }
+    let value = serde_json::from_slice::<Value>(body).map_err(|_| ApiError::DATA_FORMAT)?;
+    if has_unicode_escape(body) {
+        return Err(ApiError::INVALID_CHARSET);
+    }
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(ApiError::DATA_FORMAT)
+    }
+}
+
+/// Whether valid JSON writes a character as `\uXXXX`.
+fn has_unicode_escape(json: &[u8]) -> bool {
+    let mut bytes = json.iter();
+    while let Some(byte) = bytes.next() {
+        if *byte == b'\\' && bytes.next() == Some(&b'u') {
+            return true;
+        }
+    }
+    false
+}
+
+/// The interface that a `cgi_path` names: 76003 when it is no path, 76022 below `/sns/`, 76021 when it is unknown.
+fn quota_path(path: &str) -> Result<Endpoint, ApiError> {
+    if !path.starts_with('/') {
+        return Err(ApiError::CGI_PATH_MALFORMED);
+    }
+    if path.starts_with("/sns/") {
+        return Err(ApiError::CGI_PATH_FORBIDDEN);
+    }
+    Endpoint::from_path(path).ok_or(ApiError::CGI_PATH_UNKNOWN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_escaped_backslash_before_a_u_is_no_unicode_escape() {
+        assert!(has_unicode_escape(br#"{"a":"\u4f60"}"#));
+        assert!(has_unicode_escape(br#"{"a":"\\\u4f60"}"#));
+        assert!(!has_unicode_escape(br#"{"a":"C:\\users"}"#));
+        assert!(!has_unicode_escape("{\"a\":\"你\\n\"}".as_bytes()));
+    }
+}

@@ -1,0 +1,107 @@
+//! The interfaces of `api.weixin.qq.com` that exist here.
+
+use axum::http::Method;
+
+use crate::config::Kind;
+
+/// One interface of WeChat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Endpoint {
+    Token,
+    StableToken,
+    Ticket,
+    CodeToSession,
+    TemplateSend,
+    SubscribeSend,
+    FormTemplateSend,
+    CustomSend,
+    ApiDomainIp,
+    QuotaGet,
+    ClearQuota,
+}
+
+impl Endpoint {
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Token,
+        Self::StableToken,
+        Self::Ticket,
+        Self::CodeToSession,
+        Self::TemplateSend,
+        Self::SubscribeSend,
+        Self::FormTemplateSend,
+        Self::CustomSend,
+        Self::ApiDomainIp,
+        Self::QuotaGet,
+        Self::ClearQuota,
+    ];
+
+    pub(crate) fn from_path(path: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|endpoint| endpoint.path() == path)
+    }
+
+    pub(crate) const fn path(self) -> &'static str {
+        match self {
+            Self::Token => "/cgi-bin/token",
+            Self::StableToken => "/cgi-bin/stable_token",
+            Self::Ticket => "/cgi-bin/ticket/getticket",
+            Self::CodeToSession => "/sns/jscode2session",
+            Self::TemplateSend => "/cgi-bin/message/template/send",
+            Self::SubscribeSend => "/cgi-bin/message/subscribe/send",
+            Self::FormTemplateSend => "/cgi-bin/message/wxopen/template/send",
+            Self::CustomSend => "/cgi-bin/message/custom/send",
+            Self::ApiDomainIp => "/cgi-bin/get_api_domain_ip",
+            Self::QuotaGet => "/cgi-bin/openapi/quota/get",
+            Self::ClearQuota => "/cgi-bin/clear_quota",
+        }
+    }
+
+    pub(crate) const fn method(self) -> Method {
+        match self {
+            Self::Token | Self::Ticket | Self::CodeToSession | Self::ApiDomainIp => Method::GET,
+            Self::StableToken
+            | Self::TemplateSend
+            | Self::SubscribeSend
+            | Self::FormTemplateSend
+            | Self::CustomSend
+            | Self::QuotaGet
+            | Self::ClearQuota => Method::POST,
+        }
+    }
+
+    /// Whether the caller shows an access token, rather than the AppSecret.
+    pub(crate) const fn takes_token(self) -> bool {
+        !matches!(self, Self::Token | Self::StableToken | Self::CodeToSession)
+    }
+
+    /// The kind of account that may call it; `None` is both.
+    pub(crate) const fn kind(self) -> Option<Kind> {
+        match self {
+            Self::TemplateSend => Some(Kind::OfficialAccount),
+            Self::SubscribeSend | Self::FormTemplateSend => Some(Kind::MiniProgram),
+            _ => None,
+        }
+    }
+
+    /// Calls a day of a newly registered account; `None` is without limit.
+    pub(crate) const fn daily_limit(self) -> Option<u32> {
+        match self {
+            Self::Token => Some(2_000),
+            Self::StableToken | Self::CustomSend => Some(500_000),
+            Self::Ticket => Some(10_000),
+            Self::TemplateSend => Some(100_000),
+            Self::SubscribeSend => Some(10_000_000),
+            Self::FormTemplateSend => Some(1_000_000),
+            Self::CodeToSession | Self::ApiDomainIp | Self::QuotaGet | Self::ClearQuota => None,
+        }
+    }
+
+    /// Calls a minute; `None` is without limit.
+    pub(crate) const fn minute_limit(self) -> Option<u32> {
+        match self {
+            Self::StableToken => Some(10_000),
+            _ => None,
+        }
+    }
+}
