@@ -95,9 +95,9 @@ async fn serve(config: Config, address: SocketAddr) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter);
     if std::io::stdout().is_terminal() {
-        log.init()
+        log.init();
     } else {
-        log.json().init()
+        log.json().init();
     }
     let listener = TcpListener::bind(address)
         .await

@@ -1,0 +1,15 @@
+//! The sandbox over real sockets: every rule that a caller of WeChat may trip over.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests: a surprise is a failure"
+)]
+
+mod callback;
+mod control;
+mod credential;
+mod customer;
+mod fault;
+mod login;
+mod template;
+mod world;
