@@ -17,6 +17,7 @@ mod port;
 mod process;
 mod proxy;
 mod redis_server;
+mod sandbox_server;
 
 pub use collector::{Collector, Span};
 pub use eventually::{Condition, eventually};
@@ -25,3 +26,4 @@ pub use port::{free_port, listener};
 pub use process::Process;
 pub use proxy::FaultProxy;
 pub use redis_server::Redis;
+pub use sandbox_server::Sandbox;
