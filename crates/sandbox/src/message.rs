@@ -139,28 +139,28 @@ pub(crate) fn send(
     }
 }
 
-fn received(
-    account: &Account,
-    open_id: &str,
-    kind: MessageKind,
-    content: String,
-    message: Value,
-    now: Moment,
-) -> Message {
-    Message {
-        app_id: account.config.app_id.clone(),
-        open_id: open_id.to_owned(),
-        kind,
-        content,
-        msgid: None,
-        time: now.as_secs(),
-        message,
-    }
-}
-
-impl Message {
-    fn with_id(mut self, msg_id: i64) -> Self {
-        self.msgid = Some(msg_id.to_string());
-        self
+impl Sent {
+    fn new(
+        account: &Account,
+        open_id: &str,
+        kind: MessageKind,
+        content: String,
+        message: Value,
+        msg_id: Option<i64>,
+        now: Moment,
+    ) -> Self {
+        let message = Message {
+            app_id: account.config.app_id.clone(),
+            open_id: open_id.to_owned(),
+            kind,
+            content,
+            msgid: msg_id.map(|id| id.to_string()),
+            time: now.as_secs(),
+            message,
+        };
+        Self {
+            msg_id,
+            message: Some(message),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{MessageKind, Sent, received};
+use super::{MessageKind, Sent};
 use crate::{account::Account, clock::Moment, config::Kind, error::ApiError};
 
 /// The longest text, in bytes of UTF-8.
@@ -22,11 +22,15 @@ pub(super) fn send(account: &mut Account, body: Value, now: Moment) -> Result<Se
         return Err(ApiError::WINDOW_CLOSED);
     }
     user.windows.spend(now)?;
-    let message = received(account, &open_id, MessageKind::Customer, content, body, now);
-    Ok(Sent {
-        msg_id: None,
-        message: Some(message),
-    })
+    Ok(Sent::new(
+        account,
+        &open_id,
+        MessageKind::Customer,
+        content,
+        body,
+        None,
+        now,
+    ))
 }
 
 /// What the user reads, once the message has the parts that its `msgtype` needs.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Message, MessageKind, MsgIds, Sent, received, value};
+use super::{MessageKind, MsgIds, Sent, value};
 use crate::{
     account::Account,
     clock::Moment,
@@ -90,36 +90,28 @@ pub(super) fn send(
     }
     request.check_values(template)?;
     let text = request.text(template);
-    if let Some(id) = &request.client_msg_id {
-        if let Some(msg_id) = account.client_msg_ids.delivered(&request.touser, id, now) {
-            return Ok(Sent {
-                msg_id: Some(msg_id),
-                message: None,
-            });
-        }
-        let msg_id = msg_ids.next();
-        account
-            .client_msg_ids
-            .remember(&request.touser, id, msg_id, now);
-        let message = received(
-            account,
-            &request.touser,
-            MessageKind::Template,
-            text,
-            body,
-            now,
-        );
-        return Ok(with_id(message, msg_id));
+    let open_id = &request.touser;
+    if let Some(id) = &request.client_msg_id
+        && let Some(msg_id) = account.client_msg_ids.delivered(open_id, id, now)
+    {
+        return Ok(Sent {
+            msg_id: Some(msg_id),
+            message: None,
+        });
     }
-    let message = received(
+    let msg_id = msg_ids.next();
+    if let Some(id) = &request.client_msg_id {
+        account.client_msg_ids.remember(open_id, id, msg_id, now);
+    }
+    Ok(Sent::new(
         account,
-        &request.touser,
+        open_id,
         MessageKind::Template,
         text,
         body,
+        Some(msg_id),
         now,
-    );
-    Ok(with_id(message, msg_ids.next()))
+    ))
 }
 
 pub(super) fn send_subscribe(
@@ -156,15 +148,16 @@ pub(super) fn send_subscribe(
         return Err(ApiError::invalid_argument("lang"));
     }
     let text = request.text(template);
-    let message = received(
+    let msg_id = Some(msg_ids.next());
+    Ok(Sent::new(
         account,
         &request.touser,
         MessageKind::Subscribe,
         text,
         body,
+        msg_id,
         now,
-    );
-    Ok(with_id(message, msg_ids.next()))
+    ))
 }
 
 pub(super) fn send_form(
@@ -185,20 +178,14 @@ pub(super) fn send_form(
     account
         .form_ids
         .spend(&request.form_id, &request.touser, now)?;
-    let message = received(
+    let msg_id = Some(msg_ids.next());
+    Ok(Sent::new(
         account,
         &request.touser,
         MessageKind::FormTemplate,
         text,
         body,
+        msg_id,
         now,
-    );
-    Ok(with_id(message, msg_ids.next()))
-}
-
-fn with_id(message: Message, msg_id: i64) -> Sent {
-    Sent {
-        msg_id: Some(msg_id),
-        message: Some(message.with_id(msg_id)),
-    }
+    ))
 }
