@@ -1,6 +1,6 @@
 //! `api.weixin.qq.com`: what every interface has in common, from the method to the ` rid: …`.
 
-use std::{borrow::Cow, collections::HashMap, time::Duration};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes, to_bytes},
@@ -32,12 +32,7 @@ const ADDRESSES: [&str; 2] = ["101.226.212.27", "101.226.103.0/25"];
 
 type Parameters = HashMap<String, String>;
 
-/// What an interface answers, and the receipt that follows a template message.
-struct Outcome {
-    result: Result<Value, ApiError>,
-    receipt: Option<Receipt>,
-}
-
+/// The event that follows a template message.
 struct Receipt {
     target: Target,
     open_id: String,
@@ -50,56 +45,76 @@ pub(crate) async fn handle(
     ConnectInfo(scissors): ConnectInfo<Scissors>,
     request: Request,
 ) -> Response {
+    let now = state.0.clock.now();
     let Query(query) = Query::<Parameters>::try_from_uri(request.uri()).unwrap_or_default();
     let Some(endpoint) = Endpoint::from_path(request.uri().path()) else {
-        return answer(
-            refusal(&ApiError::INVALID_URL, &rid(state.0.clock.now())),
-            None,
-        );
+        return answer(refusal(&ApiError::INVALID_URL, &rid(now)), None);
     };
     let method = request.method().clone();
     let Ok(body) = to_bytes(request.into_body(), BODY_LIMIT).await else {
         return plain_answer(StatusCode::PAYLOAD_TOO_LARGE, String::new(), None);
     };
+    let request = Received {
+        endpoint,
+        method,
+        query,
+        body,
+    };
+    // Once WeChat has a request, a caller that hangs up changes nothing.
+    let shared = Arc::clone(&state.0);
+    let work = async move {
+        let work = process(&state, &request, &scissors);
+        state.0.stopping.run_until_cancelled(work).await
+    };
+    match shared.tasks.spawn(work).await {
+        Ok(Some(response)) => response,
+        _ => plain_answer(StatusCode::SERVICE_UNAVAILABLE, String::new(), None),
+    }
+}
+
+/// A request that arrived whole.
+struct Received {
+    endpoint: Endpoint,
+    method: Method,
+    query: Parameters,
+    body: Bytes,
+}
+
+/// Carries a request out, unless a fault forbids it, and writes the call down.
+async fn process(state: &State, request: &Received, scissors: &Scissors) -> Response {
     let (app_id, fault) = {
         let mut world = state.world();
-        let app_id = caller(
-            &world.accounts,
-            endpoint,
-            &query,
-            &body,
-            state.0.clock.now(),
-        );
-        let fault = world.faults.take(endpoint, app_id.as_deref());
+        let app_id = caller(&world.accounts, request, state.0.clock.now());
+        let fault = world.faults.take(request.endpoint, app_id.as_deref());
         (app_id, fault)
     };
     if let Some(delay) = fault.as_ref().and_then(|fault| fault.delay_ms) {
         tokio::time::sleep(Duration::from_millis(delay)).await;
     }
     let now = state.0.clock.now();
-    let mut outcome = None;
+    let mut outcome = Err(ApiError::SYSTEM);
     if fault
         .as_ref()
         .is_none_or(|fault| !fault.replaces_answer() || fault.carried_out)
     {
-        let done = call(&mut state.world(), endpoint, &method, &query, &body, now);
+        let mut receipt = None;
+        outcome = dispatch(&mut state.world(), request, now, &mut receipt);
         if let Some(Receipt {
             target,
             open_id,
             msg_id,
-        }) = done.receipt
+        }) = receipt
         {
             state.send_receipt(target, open_id, msg_id);
         }
-        outcome = Some(done.result);
     }
     let rid = rid(now);
-    let (response, label) = respond(fault.as_ref(), outcome, &rid, &scissors);
+    let (response, label) = respond(fault.as_ref(), outcome, &rid, scissors);
     let refused = label.parse::<i64>().is_ok();
     state.world().calls.record(Call {
         time: now.as_secs(),
         app_id,
-        endpoint: endpoint.path(),
+        endpoint: request.endpoint.path(),
         outcome: label,
         rid: refused.then_some(rid),
     });
@@ -109,7 +124,7 @@ pub(crate) async fn handle(
 /// The response, as the fault has it or as the interface does, and what the call log says of it.
 fn respond(
     fault: Option<&Fault>,
-    outcome: Option<Result<Value, ApiError>>,
+    outcome: Result<Value, ApiError>,
     rid: &str,
     scissors: &Scissors,
 ) -> (Response, String) {
@@ -138,7 +153,7 @@ fn respond(
             );
         }
     }
-    match outcome.unwrap_or(Err(ApiError::SYSTEM)) {
+    match outcome {
         Ok(body) => (answer(body.to_string(), fault), "ok".to_owned()),
         Err(error) => (
             answer(refusal(&error, rid), fault),
@@ -186,13 +201,13 @@ fn rid(now: Moment) -> String {
 }
 
 /// The account in whose name a call is made, whether or not it may be.
-fn caller(
-    accounts: &Accounts,
-    endpoint: Endpoint,
-    query: &Parameters,
-    body: &Bytes,
-    now: Moment,
-) -> Option<String> {
+fn caller(accounts: &Accounts, request: &Received, now: Moment) -> Option<String> {
+    let Received {
+        endpoint,
+        query,
+        body,
+        ..
+    } = request;
     let named = match endpoint {
         Endpoint::StableToken => serde_json::from_slice::<Value>(body)
             .ok()?
@@ -212,28 +227,19 @@ fn owner(accounts: &Accounts, token: &str, now: Moment) -> Option<(String, Resul
         .find_map(|(app_id, account)| Some((app_id.clone(), account.check_token(token, now)?)))
 }
 
-fn call(
-    world: &mut World,
-    endpoint: Endpoint,
-    method: &Method,
-    query: &Parameters,
-    body: &Bytes,
-    now: Moment,
-) -> Outcome {
-    let mut receipt = None;
-    let result = dispatch(world, endpoint, method, query, body, now, &mut receipt);
-    Outcome { result, receipt }
-}
-
 fn dispatch(
     world: &mut World,
-    endpoint: Endpoint,
-    method: &Method,
-    query: &Parameters,
-    body: &Bytes,
+    request: &Received,
     now: Moment,
     receipt: &mut Option<Receipt>,
 ) -> Result<Value, ApiError> {
+    let Received {
+        endpoint,
+        method,
+        query,
+        body,
+    } = request;
+    let endpoint = *endpoint;
     if *method != endpoint.method() {
         return Err(if endpoint.method() == Method::GET {
             ApiError::REQUIRE_GET

@@ -30,7 +30,7 @@ pub struct Fault {
     /// Answer these bytes.
     #[serde(default)]
     pub body: Option<String>,
-    /// Wait before anything else happens.
+    /// Wait before anything else happens. A caller that hangs up meanwhile does not take its request back.
     #[serde(default)]
     pub delay_ms: Option<u64>,
     /// Reset the connection in place of an answer.

@@ -153,3 +153,26 @@ async fn cleared_faults_do_not_happen() {
     world.state.clear_faults();
     world.token(SHOP).await;
 }
+
+#[tokio::test]
+async fn a_caller_that_hangs_up_does_not_take_its_request_back() {
+    let world = World::start().await;
+    let fault = Fault {
+        delay_ms: Some(300),
+        ..Fault::at(TOKEN)
+    };
+    world.state.add_fault(fault).unwrap();
+    let impatient = world
+        .http
+        .get(token_url(&world))
+        .timeout(Duration::from_millis(50));
+    assert!(impatient.send().await.unwrap_err().is_timeout());
+    let carried_out = async {
+        while world.state.calls(Some(SHOP)).count(TOKEN, "ok") == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), carried_out)
+        .await
+        .unwrap();
+}
