@@ -5,6 +5,7 @@
     reason = "tests: a surprise is a failure"
 )]
 
+mod binary;
 mod callback;
 mod control;
 mod credential;
