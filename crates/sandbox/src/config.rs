@@ -209,7 +209,11 @@ impl Config {
         Ok(config)
     }
 
-    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// Everything that is wrong, with examples of what is right.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
         if self.accounts.is_empty() {
             problems.push("accounts: at least one [[accounts]] is needed".to_owned());

@@ -33,12 +33,7 @@ enum Verb {
 #[derive(Debug, Args)]
 struct Settings {
     /// Where to listen.
-    #[arg(
-        long,
-        env = "WXHUB_HTTP_ADDR",
-        default_value = "127.0.0.1:8090",
-        global = true
-    )]
+    #[arg(long, env = "WXHUB_HTTP_ADDR", default_value = "127.0.0.1:8090", value_parser = address, global = true)]
     http_addr: SocketAddr,
     /// TOML with the accounts; without it there are the two of the development world.
     #[arg(long, env = "WXHUB_SANDBOX_CONFIG", global = true)]
@@ -59,7 +54,17 @@ struct Settings {
     reason = "settings are judged before there is a log"
 )]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::from(BAD_SETTINGS)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
     let outcome = match cli.verb {
         Some(Verb::Healthcheck) => healthcheck(cli.settings.http_addr).await,
         Some(Verb::Serve) | None => {
@@ -82,9 +87,16 @@ async fn main() -> ExitCode {
     }
 }
 
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "WXHUB_HTTP_ADDR must look like 127.0.0.1:8090".to_owned())
+}
+
 fn load(settings: &Settings) -> anyhow::Result<Config> {
     let Some(path) = &settings.config else {
-        return Ok(Config::dev(&settings.callback_url));
+        let config = Config::dev(&settings.callback_url);
+        config.validate().context("WXHUB_SANDBOX_CALLBACK_URL")?;
+        return Ok(config);
     };
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("WXHUB_SANDBOX_CONFIG: {} cannot be read", path.display()))?;

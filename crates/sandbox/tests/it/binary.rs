@@ -88,3 +88,27 @@ fn a_bad_configuration_stops_it_with_every_problem() {
     assert_eq!(output.status.code(), Some(64));
     assert!(stderr(&output).contains("missing.toml cannot be read"));
 }
+
+#[test]
+fn a_malformed_setting_is_named_with_an_example() {
+    for (variable, value, example) in [
+        (
+            "WXHUB_HTTP_ADDR",
+            "nonsense",
+            "must look like 127.0.0.1:8090",
+        ),
+        (
+            "WXHUB_SANDBOX_CALLBACK_URL",
+            "nonsense",
+            "must look like http://127.0.0.1:8082",
+        ),
+    ] {
+        let output = sandbox().env(variable, value).output().unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        assert!(
+            stderr(&output).contains(variable) && stderr(&output).contains(example),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
