@@ -7,6 +7,7 @@
 
 mod binary;
 mod callback;
+mod client;
 mod control;
 mod credential;
 mod customer;
