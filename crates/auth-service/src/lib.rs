@@ -1,1 +1,237 @@
-//! Who the user is: WeChat logins in, wxhub sessions out
+#![doc = include_str!("../README.md")]
+
+pub mod config;
+pub mod error;
+mod grpc;
+mod http;
+pub mod login;
+mod memory;
+mod metrics;
+pub mod migration;
+pub mod session;
+pub mod user;
+
+use std::{io, time::Duration};
+
+use proto::auth::v1::auth_service_server::{AuthServiceServer, SERVICE_NAME};
+use sea_orm::{DatabaseConnection, DbErr};
+use service_kit::{
+    CatalogHandle, Clock, Problems, Settings,
+    catalog::{self, Needs},
+    cli,
+    ops::Readiness,
+    run::{self, Listeners, Server, Workers},
+    settings::{Listen, Ports},
+    storage,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Status, service::Routes};
+use tracing::warn;
+
+pub use self::{config::Config, error::Error, migration::migrate};
+use self::{login::Logins, migration::Migrator, session::Sessions, user::Users};
+
+/// The service's name.
+const NAME: &str = "auth-service";
+/// The secrets that it resolves.
+const NEEDS: Needs = Needs {
+    app_secrets: true,
+    callbacks: false,
+};
+/// How often the database is asked whether its migrations were applied.
+const MIGRATIONS_POLL: Duration = Duration::from_secs(1);
+
+/// The service, listening but not yet serving.
+#[derive(Debug)]
+pub struct App {
+    server: Server,
+    addrs: Listen,
+}
+
+/// Why the service cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// `wxhub.toml` cannot be read or is wrong.
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+    /// The Redis URL is malformed.
+    #[error("the Redis URL cannot be used")]
+    Redis(#[from] redis::RedisError),
+    /// The database's URL is malformed, or the SQLite file cannot be opened or migrated.
+    #[error("the database cannot be used")]
+    Database(#[from] DbErr),
+    /// No client of WeChat can be made.
+    #[error("no client of WeChat can be made")]
+    WeChat(#[from] wechat::BuildError),
+    /// The ports do not tell their addresses.
+    #[error("the ports do not tell their addresses")]
+    Listeners(#[source] io::Error),
+}
+
+/// What RPCs and routes work with; clones share it.
+#[derive(Debug, Clone)]
+struct Auth {
+    catalog: CatalogHandle,
+    logins: Logins,
+    sessions: Sessions,
+    users: Users,
+    clock: Clock,
+}
+
+impl Auth {
+    /// Tells a failure to whoever asked.
+    fn status(&self, error: &Error) -> Status {
+        error::to_status(error, self.clock.now())
+    }
+}
+
+impl App {
+    /// Assembles the service. With SQLite it brings the tables up to date; Redis and MySQL may be away.
+    ///
+    /// # Errors
+    /// When `wxhub.toml` or a URL is wrong, or the SQLite file cannot be used.
+    pub async fn build(config: Config, listeners: Listeners) -> Result<Self, BuildError> {
+        let addrs = listeners.addrs().map_err(BuildError::Listeners)?;
+        let (catalog, reloader) = CatalogHandle::load(config.catalog, NEEDS)?;
+        let redis = config.redis_url.as_ref().map(storage::redis).transpose()?;
+        let database = storage::database(&config.database_url).await?;
+        if config.database_url.is_sqlite() {
+            storage::migrate::<Migrator>(&database).await?;
+        }
+        let wechat = wechat::ClientOptions::new(config.upstream.api);
+        let wechat = wechat::Client::new(wechat)?;
+
+        let clock = Clock::System;
+        let users = Users::new(database.clone());
+        let sealer = config.sealer;
+        let sessions = match &redis {
+            Some(redis) => Sessions::in_redis(redis.clone(), sealer.clone(), clock.clone()),
+            None => Sessions::in_memory(sealer.clone(), clock.clone()),
+        };
+        let under_way = TaskTracker::new();
+        let logins = Logins::new(
+            wechat,
+            users.clone(),
+            sessions.clone(),
+            redis,
+            sealer,
+            clock.clone(),
+            under_way.clone(),
+        );
+        let auth = Auth {
+            catalog: catalog.clone(),
+            logins,
+            sessions,
+            users,
+            clock,
+        };
+        metrics::describe();
+
+        let readiness = Readiness::default();
+        let mut workers = Workers::default();
+        workers.add("wxhub.toml", |stop| async move {
+            reloader.run(stop).await;
+            Ok::<_, Error>(())
+        });
+        let ready = readiness.clone();
+        workers.add("migrations", |stop| async move {
+            await_migrations(database, ready, &stop).await;
+            stop.cancelled().await;
+            Ok::<_, Error>(())
+        });
+        workers.add("logins", |stop| async move {
+            stop.cancelled().await;
+            under_way.close();
+            under_way.wait().await;
+            Ok::<_, Error>(())
+        });
+        let server = Server {
+            name: NAME,
+            listeners,
+            routes: Routes::new(AuthServiceServer::new(grpc::Service::new(auth.clone()))),
+            grpc_names: &[SERVICE_NAME],
+            descriptors: proto::FILE_DESCRIPTOR_SET,
+            rules: grpc::RULES,
+            catalog,
+            tls: config.tls,
+            http: http::router(auth),
+            readiness,
+            workers,
+        };
+        Ok(Self { server, addrs })
+    }
+
+    /// Where it listens.
+    pub fn addrs(&self) -> Listen {
+        self.addrs
+    }
+
+    /// Serves until `shutdown` is cancelled, then drains. It is ready once the database's migrations are applied.
+    ///
+    /// # Errors
+    /// When a part fails that must not.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), run::Error> {
+        self.server.run(shutdown).await
+    }
+}
+
+/// Tells that the service is ready once no migration is pending: it may start before `migrate` ran, and before the
+/// database did.
+async fn await_migrations(
+    database: DatabaseConnection,
+    readiness: Readiness,
+    stop: &CancellationToken,
+) {
+    let mut told = false;
+    let mut poll = tokio::time::interval(MIGRATIONS_POLL);
+    while stop.run_until_cancelled(poll.tick()).await.is_some() {
+        let check = storage::pending::<Migrator>(&database);
+        match stop.run_until_cancelled(check).await {
+            None => return,
+            Some(Ok(0)) => {
+                readiness.set_ready();
+                return;
+            }
+            Some(result) if !told => {
+                told = true;
+                match result {
+                    Ok(pending) => warn!(
+                        pending,
+                        "not ready: migrations are pending, run `auth-service migrate`"
+                    ),
+                    Err(error) => warn!(
+                        error = &error as &dyn std::error::Error,
+                        "not ready: whether migrations are pending cannot be told"
+                    ),
+                }
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// The `auth-service` binary.
+#[derive(Debug)]
+pub struct AuthService;
+
+impl cli::Service for AuthService {
+    const NAME: &'static str = NAME;
+    const ABOUT: &'static str = "Who the user is: WeChat logins in, wxhub sessions out";
+    const PORTS: Ports = config::PORTS;
+    const NEEDS: Needs = NEEDS;
+    type Config = Config;
+
+    fn configure(settings: &Settings) -> Result<Config, Problems> {
+        Config::from_settings(settings)
+    }
+
+    async fn migrate(config: Config) -> anyhow::Result<()> {
+        Ok(migrate(&config.database_url).await?)
+    }
+
+    async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let listeners = Listeners::bind(config.listen).await?;
+        let app = App::build(config, listeners).await?;
+        Ok(app.run(shutdown).await?)
+    }
+}

@@ -1,0 +1,157 @@
+//! Every way the service can fail, and the one place that says what each looks like on the wire.
+
+use std::time::{Duration, SystemTime};
+
+use sea_orm::DbErr;
+use service_kit::status::{self, reason};
+use tonic::{Code, Status};
+use tracing::{debug, error, warn};
+use wechat::ErrCode;
+
+/// Reasons of ErrorInfo that only this service gives. They are part of the API: never renamed.
+pub mod reasons {
+    /// The js_code is wrong, expired or used: the user logs in again.
+    pub const JS_CODE_INVALID: &str = "JS_CODE_INVALID";
+    /// WeChat judges the user high risk and refuses the login.
+    pub const USER_BLOCKED: &str = "USER_BLOCKED";
+    /// The same js_code is being exchanged right now.
+    pub const LOGIN_IN_PROGRESS: &str = "LOGIN_IN_PROGRESS";
+    /// The session is unknown, over, or of an app that is not open to the caller.
+    pub const SESSION_INVALID: &str = "SESSION_INVALID";
+    /// There is no such user, or it is of an app that is not open to the caller.
+    pub const USER_NOT_FOUND: &str = "USER_NOT_FOUND";
+}
+
+/// Why a request failed. Nothing in it holds a token, a code or a session key.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A field of the request is wrong.
+    #[error("{field} {problem}")]
+    InvalidField {
+        /// Its name in the request.
+        field: &'static str,
+        /// What is wrong, completing "`<field>` …".
+        problem: String,
+    },
+    /// The request names an app that is not declared.
+    #[error("no such app")]
+    AppUnknown,
+    /// The session is unknown, over, or not for this caller.
+    #[error("the session is not valid: log in")]
+    SessionInvalid,
+    /// There is no such user, or not for this caller.
+    #[error("no such user")]
+    UserUnknown,
+    /// Another request exchanges the same code and did not finish in time.
+    #[error("this js_code is being exchanged by another request")]
+    LoginInProgress,
+    /// WeChat refused, or did not answer.
+    #[error("app {app}: the login failed at WeChat")]
+    WeChat {
+        /// The app's name.
+        app: String,
+        /// What WeChat said.
+        source: wechat::Error,
+    },
+    /// The catalog holds no secret for the app.
+    #[error("app {app} has no secret")]
+    SecretUnknown {
+        /// The app's name.
+        app: String,
+    },
+    /// Redis refused, or did not answer.
+    #[error("Redis failed")]
+    Redis(#[from] redis::RedisError),
+    /// The database refused, or did not answer.
+    #[error("the database failed")]
+    Database(#[from] DbErr),
+    /// The database took too long.
+    #[error("the database did not answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// What a store holds is not what this service wrote.
+    #[error("a stored {0} cannot be read")]
+    Stored(&'static str),
+    /// The login's task ended before it was done.
+    #[error("the login's task was lost")]
+    TaskLost(#[from] tokio::task::JoinError),
+}
+
+impl Error {
+    /// A field of the request is wrong: "`<field>` `<problem>`".
+    pub fn field(field: &'static str, problem: impl Into<String>) -> Self {
+        Self::InvalidField {
+            field,
+            problem: problem.into(),
+        }
+    }
+}
+
+/// Tells the failure to a caller, and logs what is ours or a neighbour's to repair.
+pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
+    let cause = error as &dyn std::error::Error;
+    match error {
+        Error::InvalidField { field, problem } => status::invalid_field(field, problem),
+        Error::AppUnknown => refusal(Code::NotFound, reason::APP_NOT_FOUND, error, None).build(),
+        Error::SessionInvalid => {
+            refusal(Code::Unauthenticated, reasons::SESSION_INVALID, error, None).build()
+        }
+        Error::UserUnknown => refusal(Code::NotFound, reasons::USER_NOT_FOUND, error, None).build(),
+        Error::LoginInProgress => {
+            let retry = Some(Duration::from_secs(1));
+            refusal(Code::Aborted, reasons::LOGIN_IN_PROGRESS, error, retry).build()
+        }
+        Error::WeChat { app, source } => {
+            let status = status::wechat(source, app, now);
+            match source.errcode() {
+                Some(ErrCode::INVALID_CODE | ErrCode::CODE_USED) => {
+                    debug!(app, error = cause, "WeChat refused a js_code");
+                    status.with_code(Code::Unauthenticated, reasons::JS_CODE_INVALID)
+                }
+                Some(ErrCode::CODE_BLOCKED) => {
+                    debug!(app, error = cause, "WeChat refused a user");
+                    status.with_code(Code::PermissionDenied, reasons::USER_BLOCKED)
+                }
+                Some(_) | None => {
+                    warn!(app, error = cause, "login failed at WeChat");
+                    status
+                }
+            }
+            .build()
+        }
+        Error::SecretUnknown { .. } => {
+            error!(error = cause, "login is impossible");
+            refusal(
+                Code::FailedPrecondition,
+                reason::WECHAT_CONFIG_INVALID,
+                error,
+                None,
+            )
+            .build()
+        }
+        Error::Redis(_) => {
+            warn!(error = cause, "Redis failed");
+            status::store_unavailable("Redis")
+        }
+        Error::Database(_) | Error::Timeout(_) => {
+            warn!(error = cause, "the database failed");
+            status::store_unavailable("the database")
+        }
+        Error::Stored(_) | Error::TaskLost(_) => {
+            error!(error = cause, "internal error");
+            status::internal()
+        }
+    }
+}
+
+fn refusal(
+    code: Code,
+    reason: &'static str,
+    error: &Error,
+    retry: Option<Duration>,
+) -> status::Builder {
+    let builder = status::error(code, reason, error.to_string());
+    match retry {
+        Some(delay) => builder.retry_after(delay),
+        None => builder,
+    }
+}

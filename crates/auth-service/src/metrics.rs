@@ -1,0 +1,51 @@
+//! What is counted.
+
+use metrics::{counter, describe_counter};
+
+use crate::error::Error;
+
+/// Logins by app and outcome.
+const LOGINS: &str = "wxhub_auth_logins_total";
+/// Session checks by outcome.
+const VERIFICATIONS: &str = "wxhub_auth_session_verifications_total";
+
+/// Describes every metric; once, at start.
+pub(crate) fn describe() {
+    describe_counter!(
+        LOGINS,
+        "Logins, by app and outcome (signed_in, refused, busy, unavailable, failed)"
+    );
+    describe_counter!(
+        VERIFICATIONS,
+        "Sessions checked, by outcome (valid, invalid, unavailable)"
+    );
+}
+
+/// Counts a login to the app of this name.
+pub(crate) fn login<T>(app: &str, outcome: &Result<T, Error>) {
+    let outcome = match outcome {
+        Ok(_) => "signed_in",
+        Err(
+            Error::InvalidField { .. }
+            | Error::AppUnknown
+            | Error::SessionInvalid
+            | Error::UserUnknown,
+        ) => "refused",
+        Err(Error::WeChat { source, .. }) if source.errcode().is_some() => "refused",
+        Err(Error::LoginInProgress) => "busy",
+        Err(Error::WeChat { .. } | Error::Redis(_) | Error::Database(_)) => "unavailable",
+        Err(Error::Timeout(_)) => "unavailable",
+        Err(Error::SecretUnknown { .. } | Error::Stored(_) | Error::TaskLost(_)) => "failed",
+    };
+    counter!(LOGINS, "app" => app.to_owned(), "outcome" => outcome).increment(1);
+}
+
+/// Counts a session check.
+pub(crate) fn verification<T>(outcome: &Result<T, Error>) {
+    let outcome = match outcome {
+        Ok(_) => "valid",
+        Err(Error::SessionInvalid) => "invalid",
+        Err(_) => "unavailable",
+    };
+    counter!(VERIFICATIONS, "outcome" => outcome).increment(1);
+}
