@@ -90,14 +90,19 @@ fn element(text: &mut String, name: &str, value: &Value) {
             }
         }
         Value::String(content) => {
-            text.push_str(&format!(
-                "<![CDATA[{}]]>",
-                content.replace("]]>", "]]]]><![CDATA[>")
-            ));
+            let content = content
+                .replace(is_unwritable, "")
+                .replace("]]>", "]]]]><![CDATA[>");
+            text.push_str(&format!("<![CDATA[{content}]]>"));
         }
         other => text.push_str(&other.to_string()),
     }
     text.push_str(&format!("</{name}>"));
+}
+
+/// Control characters that XML has no way to write.
+fn is_unwritable(c: char) -> bool {
+    c < ' ' && !matches!(c, '\t' | '\n' | '\r') || matches!(c, '\u{fffe}' | '\u{ffff}')
 }
 
 /// Whether `name` can be the name of an XML element.
@@ -113,7 +118,7 @@ mod tests {
     use super::*;
 
     fn push() -> Push {
-        let fields = json!({"Content": "a]]>b", "ScanCodeInfo": {"ScanType": "qrcode"}, "PicList": [{"n": 1}, {"n": 2}]});
+        let fields = json!({"Content": "a\u{8}]]>b", "ScanCodeInfo": {"ScanType": "qrcode"}, "PicList": [{"n": 1}, {"n": 2}]});
         Push {
             from: "oUser".to_owned(),
             create_time: 1,
