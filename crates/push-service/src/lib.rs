@@ -1,1 +1,262 @@
-//! What is said: messages to WeChat users out, WeChat's callback in
+#![doc = include_str!("../README.md")]
+
+mod callback;
+mod config;
+mod database;
+mod delivery;
+mod doorbell;
+mod error;
+mod form;
+mod grpc;
+mod http;
+mod message;
+mod metrics;
+mod migration;
+mod rule;
+
+use std::{convert::Infallible, time::Duration};
+
+use proto::{
+    auth::v1::auth_service_client::AuthServiceClient,
+    push::v1::push_service_server::PushServiceServer,
+};
+use sea_orm::{DatabaseConnection, DbErr};
+use service_kit::{
+    CatalogHandle, Clock, Problems, Settings,
+    catalog::{self, Needs},
+    cli::Service,
+    ops::Readiness,
+    run::{self, Listeners, Server, Workers},
+    settings::{DatabaseUrl, Listen, Ports},
+    storage, telemetry,
+};
+use token_client::TokenClient;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
+use tracing::{info, warn};
+use wechat::{Client, ClientOptions};
+
+use self::{
+    callback::{Callbacks, seen::Seen},
+    database::Database,
+    delivery::{Delivery, UPSTREAM_DEADLINE},
+    doorbell::Doorbell,
+    grpc::PushRpc,
+    http::Http,
+    message::Messages,
+};
+pub use self::{
+    config::{Config, PORTS},
+    migration::Migrator,
+};
+
+/// How often pending migrations are looked for.
+const MIGRATIONS: Duration = Duration::from_secs(1);
+
+/// Why push-service could not be assembled.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// `wxhub.toml` cannot be read or is wrong.
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+    /// The database's URL is malformed, or its file cannot be opened or migrated.
+    #[error("the database cannot be opened")]
+    Database(#[from] DbErr),
+    /// The Redis URL is malformed.
+    #[error("Redis cannot be used")]
+    Redis(#[from] redis::RedisError),
+    /// The client of WeChat's API cannot be made.
+    #[error("no client of WeChat's API")]
+    WeChat(#[from] wechat::BuildError),
+    /// A port's address cannot be told.
+    #[error("a port has no address")]
+    Listener(#[from] std::io::Error),
+}
+
+/// push-service, ready to run.
+#[derive(Debug)]
+pub struct App {
+    server: Server,
+    addrs: Listen,
+}
+
+impl App {
+    /// Assembles the service on open ports. SQLite is migrated here; a MySQL database is waited for until somebody
+    /// migrated it.
+    ///
+    /// # Errors
+    /// [`BuildError`]. Redis, MySQL and the other services may be away.
+    pub async fn build(config: Config, listeners: Listeners) -> Result<Self, BuildError> {
+        telemetry::install_tls_provider();
+        metrics::describe();
+        let addrs = listeners.addrs()?;
+        let (catalog, reloader) = CatalogHandle::load(config.catalog, PushService::NEEDS)?;
+        let clock = Clock::System;
+        let database = Database {
+            connection: storage::database(&config.database).await?,
+            clock: clock.clone(),
+        };
+        if config.database.is_sqlite() {
+            storage::migrate::<Migrator>(&database.connection).await?;
+        }
+        let doorbell = Doorbell::new(config.redis.as_ref())?;
+        let seen = match &config.redis {
+            Some(url) => Seen::Redis(storage::redis(url)?),
+            None => Seen::memory(clock.clone()),
+        };
+        let wechat = Client::new(ClientOptions {
+            timeout: UPSTREAM_DEADLINE,
+            ..ClientOptions::new(config.wechat_api)
+        })?;
+        let readiness = Readiness::default();
+        let store = message::store::Store {
+            database: database.clone(),
+        };
+        let forms = form::Store {
+            database: database.clone(),
+        };
+        let tasks = TaskTracker::new();
+        let messages = Messages {
+            store: store.clone(),
+            forms: forms.clone(),
+            doorbell: doorbell.clone(),
+            catalog: catalog.clone(),
+            clock: clock.clone(),
+            tasks: tasks.clone(),
+        };
+        let tokens = TokenClient::new(&config.token_service);
+        let delivery = Delivery {
+            store,
+            clock: clock.clone(),
+            catalog: catalog.clone(),
+            wechat,
+            tokens: tokens.clone(),
+            doorbell: doorbell.clone(),
+            readiness: readiness.clone(),
+        };
+
+        let mut workers = Workers::default();
+        workers.add("catalog", |stop| async move {
+            reloader.run(stop).await;
+            Ok::<_, Infallible>(())
+        });
+        workers.add("migrations", {
+            let readiness = readiness.clone();
+            |stop| await_migrations(database.connection, readiness, stop)
+        });
+        workers.add("tokens", |stop| tokens.watch(stop));
+        workers.add("doorbell", |stop| doorbell.run(stop));
+        workers.add("delivery", |stop| delivery.run(stop));
+        workers.add("acceptance", |stop| async move {
+            stop.cancelled().await;
+            tasks.close();
+            tasks.wait().await;
+            Ok::<_, Infallible>(())
+        });
+
+        let http = Http {
+            catalog: catalog.clone(),
+            callbacks: Callbacks { seen, clock },
+            forms,
+            auth: AuthServiceClient::new(config.auth_service.channel()),
+        };
+        let rpc = PushRpc {
+            messages,
+            catalog: catalog.clone(),
+        };
+        let server = Server {
+            name: PushService::NAME,
+            listeners,
+            routes: Routes::new(PushServiceServer::new(rpc)),
+            grpc_names: grpc::NAMES,
+            descriptors: proto::FILE_DESCRIPTOR_SET,
+            rules: grpc::RULES,
+            catalog,
+            tls: config.tls,
+            http: http::router(http),
+            readiness,
+            workers,
+        };
+        Ok(Self { server, addrs })
+    }
+
+    /// Where it listens.
+    pub fn addrs(&self) -> Listen {
+        self.addrs
+    }
+
+    /// Serves until `shutdown` is cancelled, then drains: what was accepted is stored, what is on the wire is ended.
+    ///
+    /// # Errors
+    /// When a port or a worker fails.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), run::Error> {
+        self.server.run(shutdown).await
+    }
+}
+
+/// Makes the service ready once no migration is pending.
+async fn await_migrations(
+    database: DatabaseConnection,
+    readiness: Readiness,
+    stop: CancellationToken,
+) -> Result<(), Infallible> {
+    let mut told = None;
+    loop {
+        match storage::pending::<Migrator>(&database).await {
+            Ok(0) => break,
+            Ok(pending) if told != Some(pending) => {
+                warn!(pending, "not ready: run `push-service migrate`");
+                told = Some(pending);
+            }
+            Ok(_) => {}
+            Err(error) => warn!("not ready: the database does not answer: {error}"),
+        }
+        if stop
+            .run_until_cancelled(tokio::time::sleep(MIGRATIONS))
+            .await
+            .is_none()
+        {
+            return Ok(());
+        }
+    }
+    readiness.set_ready();
+    info!("ready");
+    stop.cancelled().await;
+    Ok(())
+}
+
+/// Brings the database's tables up to date.
+///
+/// # Errors
+/// When the database does not answer or refuses.
+pub async fn migrate(database: &DatabaseUrl) -> Result<(), DbErr> {
+    storage::migrate::<Migrator>(&storage::database(database).await?).await
+}
+
+/// The binary's verbs.
+#[derive(Debug, Clone, Copy)]
+pub struct PushService;
+
+impl Service for PushService {
+    const NAME: &'static str = "push-service";
+    const ABOUT: &'static str = "What is said: messages to WeChat users out, WeChat's callback in";
+    const PORTS: Ports = PORTS;
+    const NEEDS: Needs = Needs {
+        app_secrets: false,
+        callbacks: true,
+    };
+    type Config = Config;
+
+    fn configure(settings: &Settings) -> Result<Config, Problems> {
+        Config::from_settings(settings)
+    }
+
+    async fn migrate(config: Config) -> anyhow::Result<()> {
+        Ok(migrate(&config.database).await?)
+    }
+
+    async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let listeners = Listeners::bind(config.listen).await?;
+        Ok(App::build(config, listeners).await?.run(shutdown).await?)
+    }
+}

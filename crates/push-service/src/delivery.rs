@@ -1,0 +1,190 @@
+//! Delivery: takes up what is due, sends it, and writes down what became of it.
+//!
+//! Three writes keep a message from being lost or told twice by our fault: a claim (a lease of
+//! [`LEASE`](crate::message::store::LEASE)), SENDING before it goes on the wire, and the outcome under the claim. A
+//! worker that dies before SENDING leaves a message that simply falls due again; one that dies after it leaves an
+//! attempt whose outcome is unknown.
+
+mod batch;
+mod policy;
+
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+
+use sea_orm::DbErr;
+use service_kit::{
+    App, CatalogHandle, Clock,
+    ops::{Phase, Readiness},
+};
+use token_client::TokenClient;
+use tokio::{sync::Semaphore, task::JoinSet, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, info_span, warn};
+use wechat::{AppId, Client};
+
+use self::{
+    batch::Batch,
+    policy::{Attempt, Circumstances},
+};
+use crate::{
+    doorbell::Doorbell,
+    message::{Content, Message, store::Store},
+};
+
+/// WeChat answers within this, or the attempt's outcome is unknown.
+pub(crate) const UPSTREAM_DEADLINE: Duration = Duration::from_secs(3);
+/// Messages on the wire at once.
+const CONCURRENCY: usize = 64;
+/// How often due messages are looked for when no doorbell rings.
+const POLL: Duration = Duration::from_secs(1);
+/// Sends messages.
+#[derive(Debug, Clone)]
+pub(crate) struct Delivery {
+    pub(crate) store: Store,
+    pub(crate) clock: Clock,
+    pub(crate) catalog: CatalogHandle,
+    pub(crate) wechat: Client,
+    pub(crate) tokens: TokenClient,
+    pub(crate) doorbell: Doorbell,
+    pub(crate) readiness: Readiness,
+}
+
+impl Delivery {
+    /// Delivers until the token is cancelled, then ends what is on the wire.
+    pub(crate) async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
+        // Before the migrations are applied there is no table to look at.
+        let mut phase = self.readiness.watch();
+        let ready = phase.wait_for(|phase| *phase != Phase::Starting);
+        if !matches!(stop.run_until_cancelled(ready).await, Some(Ok(_))) {
+            return Ok(());
+        }
+        let this = Arc::new(self);
+        let slots = Arc::new(Semaphore::new(CONCURRENCY));
+        let mut batches = JoinSet::new();
+        let mut poll = tokio::time::interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // More may be due than was claimed: a batch that ends makes room.
+        let mut backlog = false;
+        loop {
+            let polled = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                _ = poll.tick() => true,
+                () = this.doorbell.rung() => false,
+                Some(ended) = batches.join_next() => {
+                    report_panic(ended);
+                    if !backlog {
+                        continue;
+                    }
+                    false
+                }
+            };
+            let taken_up = async {
+                if polled {
+                    this.recover().await?;
+                }
+                this.take_up(&slots, &mut batches).await
+            };
+            match taken_up.await {
+                Ok(more) => backlog = more,
+                Err(error) => warn!("messages wait, for the database does not answer: {error}"),
+            }
+        }
+        while let Some(ended) = batches.join_next().await {
+            report_panic(ended);
+        }
+        Ok(())
+    }
+
+    /// Claims what is due, no more than can start now, and starts it. Returns whether more may be due.
+    async fn take_up(
+        self: &Arc<Self>,
+        slots: &Arc<Semaphore>,
+        batches: &mut JoinSet<()>,
+    ) -> Result<bool, DbErr> {
+        let free = slots.available_permits();
+        if free == 0 {
+            return Ok(true);
+        }
+        let claim = self.store.claim(free as u64).await?;
+        let full = claim.messages.len() == free;
+        let mut by_app: BTreeMap<AppId, Vec<Message>> = BTreeMap::new();
+        for message in claim.messages {
+            // It was stored from an app id, so that it is one.
+            if let Ok(app_id) = AppId::try_from(message.app_id.as_str()) {
+                by_app.entry(app_id).or_default().push(message);
+            }
+        }
+        for (app_id, messages) in by_app {
+            let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
+            // This task alone takes slots, so those counted above are there.
+            let Ok(slots) = Arc::clone(slots).try_acquire_many_owned(count) else {
+                continue;
+            };
+            let batch = Batch {
+                delivery: Arc::clone(self),
+                app_id,
+                claim_id: claim.id.clone(),
+                since: claim.since,
+                slots,
+            };
+            let span = info_span!("deliver", app.id = %batch.app_id, messages = messages.len());
+            batches.spawn(batch.run(messages).instrument(span));
+        }
+        Ok(full)
+    }
+
+    /// Takes up what other workers left SENDING when they died.
+    async fn recover(&self) -> Result<(), DbErr> {
+        for message in self.store.lost().await? {
+            let Some(claim_id) = message.claim_id.clone() else {
+                continue;
+            };
+            let outcome = match Content::from_json(&message.content) {
+                Ok(content) => {
+                    let circumstances = self.circumstances(&message.app_id);
+                    policy::after(
+                        &message,
+                        &content,
+                        message.attempts,
+                        &Attempt::Lost,
+                        circumstances,
+                    )
+                }
+                Err(error) => policy::broken(
+                    &message,
+                    format!("the stored content cannot be read: {error}"),
+                ),
+            };
+            warn!(
+                message.id = message.message_id,
+                "its worker was lost while it sent"
+            );
+            self.store
+                .write_back(&message.message_id, &claim_id, &outcome)
+                .await?;
+        }
+        Ok(())
+    }
+
+    fn app(&self, app_id: &str) -> Option<Arc<App>> {
+        self.catalog.current().app(app_id).cloned()
+    }
+
+    fn circumstances(&self, app_id: &str) -> Circumstances {
+        Circumstances {
+            on_ambiguous: self
+                .app(app_id)
+                .map(|app| app.on_ambiguous)
+                .unwrap_or_default(),
+            now: self.clock.now(),
+            jitter: rand::random(),
+        }
+    }
+}
+
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        // The lease brings its messages back.
+        warn!("a delivery ended early: {error}");
+    }
+}

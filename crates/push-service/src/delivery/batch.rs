@@ -1,0 +1,260 @@
+//! One app's messages of one claim, from the claim to the outcome.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use token_client::CachedToken;
+use tokio::sync::OwnedSemaphorePermit;
+use tonic::Code;
+use tracing::{debug, info, warn};
+use wechat::{AppId, Class, ErrCode, MsgId, OpenId};
+
+use super::{
+    Delivery, UPSTREAM_DEADLINE,
+    policy::{self, Attempt, Before},
+};
+use crate::{
+    message::{
+        Content, Message, Outbound,
+        store::{LEASE, Next, Outcome},
+    },
+    metrics,
+};
+
+/// How long messages wait whose app has no token, but may have one soon.
+const NO_TOKEN: Duration = Duration::from_secs(2);
+/// How long messages wait whose app gets no token until somebody mends its settings.
+const MISCONFIGURED: Duration = Duration::from_secs(60);
+/// An outcome that cannot be written for this long is left to the lease: the attempt then counts as ambiguous.
+const WRITE_BACK: Duration = Duration::from_secs(15);
+const WRITE_BACK_PAUSE: Duration = Duration::from_millis(200);
+
+/// Sends one app's messages of one claim.
+pub(super) struct Batch {
+    pub(super) delivery: Arc<Delivery>,
+    pub(super) app_id: AppId,
+    pub(super) claim_id: String,
+    /// Elapsed time from which the lease counts.
+    pub(super) since: Duration,
+    /// The slots that its messages take, until it ends.
+    pub(super) slots: OwnedSemaphorePermit,
+}
+
+/// A message that may go on the wire.
+struct Ready {
+    message: Message,
+    content: Content,
+    outbound: Outbound,
+}
+
+/// What came of trying to send.
+enum Tried {
+    Attempt(Attempt),
+    /// Nothing went on the wire, for this reason.
+    NotSent(String),
+}
+
+impl Batch {
+    pub(super) async fn run(self, messages: Vec<Message>) {
+        let mut ready = Vec::with_capacity(messages.len());
+        for mut message in messages {
+            match self.prepare(&mut message) {
+                Ok((content, outbound)) => ready.push(Ready {
+                    message,
+                    content,
+                    outbound,
+                }),
+                Err(outcome) => self.write_back(&message, &outcome).await,
+            }
+        }
+        match self.delivery.tokens.access_token(&self.app_id).await {
+            Ok(token) => self.send_all(ready, token).await,
+            Err(error) => self.release_all(&ready, &error).await,
+        }
+        drop(self.slots);
+    }
+
+    /// Decides whether a message goes on the wire, or what becomes of it instead.
+    fn prepare(&self, message: &mut Message) -> Result<(Content, Outbound), Box<Outcome>> {
+        let broken = |why: String| Box::new(policy::broken(message, why));
+        let content =
+            Content::from_json(&message.content).map_err(|error| broken(error.to_string()))?;
+        let to_user = OpenId::try_from(message.open_id.as_str())
+            .map_err(|error| broken(error.to_string()))?;
+        let circumstances = self.delivery.circumstances(&message.app_id);
+        match policy::before(message, &content, circumstances) {
+            Before::Send => {}
+            Before::SendAgain => message.possible_duplicate = true,
+            Before::GiveUp => return Err(Box::new(policy::unknown(message))),
+        }
+        let outbound =
+            content
+                .clone()
+                .outbound(to_user, &message.message_id, message.form_id.clone());
+        Ok((content, outbound))
+    }
+
+    async fn release_all(&self, ready: &[Ready], error: &token_client::Error) {
+        warn!("messages wait for a token: {error}");
+        let delay = match error.code() {
+            Code::NotFound
+            | Code::FailedPrecondition
+            | Code::PermissionDenied
+            | Code::Unauthenticated => MISCONFIGURED,
+            _ => NO_TOKEN,
+        };
+        join_all(ready.iter().map(|Ready { message, .. }| {
+            let delay = delay.mul_f64(0.5 + rand::random::<f64>());
+            let outcome = policy::release(message, message.attempts, error.to_string(), delay);
+            async move { self.write_back(message, &outcome).await }
+        }))
+        .await;
+    }
+
+    async fn send_all(&self, mut ready: Vec<Ready>, token: Arc<CachedToken>) {
+        if ready.is_empty() || !self.holds() {
+            // What is held no longer falls due by itself.
+            return;
+        }
+        let ids: Vec<_> = ready
+            .iter()
+            .map(|ready| ready.message.message_id.clone())
+            .collect();
+        let marked = match self.delivery.store.mark_sending(&self.claim_id, &ids).await {
+            Ok(marked) => marked,
+            Err(error) => {
+                warn!("messages wait, for SENDING could not be written: {error}");
+                return;
+            }
+        };
+        ready.retain(|ready| marked.contains(&ready.message.message_id));
+        join_all(
+            ready
+                .into_iter()
+                .map(|ready| self.send(ready, Arc::clone(&token))),
+        )
+        .await;
+    }
+
+    /// Whether an attempt that starts now ends within the lease.
+    fn holds(&self) -> bool {
+        self.delivery.clock.elapsed() + UPSTREAM_DEADLINE < self.since + LEASE
+    }
+
+    async fn send(&self, ready: Ready, token: Arc<CachedToken>) {
+        let started = self.delivery.clock.elapsed();
+        let Ready {
+            message,
+            content,
+            outbound,
+        } = ready;
+        let mut attempts = message.attempts;
+        let tried = self.attempt(&outbound, &token, &mut attempts).await;
+        let circumstances = self.delivery.circumstances(&message.app_id);
+        let outcome = match &tried {
+            Tried::Attempt(attempt) => {
+                policy::after(&message, &content, attempts, attempt, circumstances)
+            }
+            Tried::NotSent(why) => policy::release(&message, attempts, why.clone(), NO_TOKEN),
+        };
+        let kind = content.kind();
+        let took = self.delivery.clock.elapsed().saturating_sub(started);
+        match &outcome.next {
+            Next::Sent { time, .. } => {
+                metrics::attempt(kind, "sent", took);
+                let waited = (*time - message.create_time).to_std().unwrap_or_default();
+                metrics::sent(kind, waited);
+                debug!(message.id = message.message_id, kind, attempts, "sent");
+            }
+            Next::Queued { delay } => {
+                metrics::attempt(kind, "retry", took);
+                info!(
+                    message.id = message.message_id,
+                    kind,
+                    attempts,
+                    errcode = outcome.errcode,
+                    delay_ms = delay.as_millis(),
+                    "not sent yet"
+                );
+            }
+            Next::Failed => {
+                metrics::attempt(kind, "failed", took);
+                warn!(
+                    message.id = message.message_id,
+                    kind,
+                    attempts,
+                    errcode = outcome.errcode,
+                    "not sent"
+                );
+            }
+        }
+        self.write_back(&message, &outcome).await;
+    }
+
+    /// Sends once; once more with another token when WeChat refuses the first. Counts in `attempts` what goes on the
+    /// wire.
+    async fn attempt(&self, outbound: &Outbound, token: &CachedToken, attempts: &mut u32) -> Tried {
+        *attempts += 1;
+        let refused = match self.call(outbound, token).await {
+            Err(error) if error.class() == Class::Token => error,
+            result => return Tried::Attempt(Attempt::Made(result)),
+        };
+        let errcode = refused.errcode().unwrap_or(ErrCode::INVALID_CREDENTIAL);
+        let tokens = &self.delivery.tokens;
+        match tokens.report(&self.app_id, token.version, errcode).await {
+            Ok(fresh) if fresh.version == token.version => {
+                Tried::Attempt(Attempt::Made(Err(refused)))
+            }
+            Ok(fresh) if self.holds() => {
+                *attempts += 1;
+                Tried::Attempt(Attempt::Made(self.call(outbound, &fresh).await))
+            }
+            // WeChat refused the only attempt, so nobody was told anything.
+            Ok(_) => Tried::NotSent("a new token came too late for this attempt".to_owned()),
+            Err(error) => Tried::NotSent(error.to_string()),
+        }
+    }
+
+    async fn call(
+        &self,
+        outbound: &Outbound,
+        token: &CachedToken,
+    ) -> Result<Option<MsgId>, wechat::Error> {
+        let wechat = &self.delivery.wechat;
+        match outbound {
+            Outbound::Template(message) => wechat.send_template(&token.token, message).await,
+            Outbound::Subscribe(message) => wechat.send_subscribe(&token.token, message).await,
+            Outbound::FormTemplate(message) => {
+                wechat.send_form_template(&token.token, message).await
+            }
+            Outbound::Customer(message) => wechat.send_customer(&token.token, message).await,
+        }
+    }
+
+    /// Writes an outcome, again while the database is away and the attempt would otherwise be in doubt.
+    async fn write_back(&self, message: &Message, outcome: &Outcome) {
+        let clock = &self.delivery.clock;
+        let until = clock.elapsed() + WRITE_BACK;
+        loop {
+            let written = self
+                .delivery
+                .store
+                .write_back(&message.message_id, &self.claim_id, outcome)
+                .await;
+            match written {
+                Ok(_) => return,
+                Err(error) if clock.elapsed() < until => {
+                    debug!("the outcome is not written yet: {error}");
+                    tokio::time::sleep(WRITE_BACK_PAUSE).await;
+                }
+                Err(error) => {
+                    warn!(
+                        message.id = message.message_id,
+                        "the outcome could not be written: {error}"
+                    );
+                    return;
+                }
+            }
+        }
+    }
+}

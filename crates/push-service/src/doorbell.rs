@@ -1,0 +1,107 @@
+//! The doorbell: tells workers that a message was stored, so that it leaves at once. A ring that is lost delays a
+//! message until the next poll, never longer.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::StreamExt as _;
+use redis::{AsyncTypedCommands as _, Client, aio::ConnectionManager};
+use secrecy::{ExposeSecret as _, SecretString};
+use service_kit::storage;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// What every replica subscribes to. A channel keeps nothing, so it needs no TTL.
+const CHANNEL: &str = "wxhub:push:v1:doorbell";
+/// How long to wait before subscribing again after Redis was lost.
+const RECONNECT: Duration = Duration::from_secs(1);
+
+/// Wakes the workers of this process, and with Redis those of every replica.
+#[derive(Clone)]
+pub(crate) struct Doorbell {
+    local: Arc<Notify>,
+    remote: Option<Remote>,
+}
+
+#[derive(Clone)]
+struct Remote {
+    client: Client,
+    publisher: ConnectionManager,
+}
+
+impl std::fmt::Debug for Doorbell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Doorbell")
+            .field("redis", &self.remote.is_some())
+            .finish()
+    }
+}
+
+impl Doorbell {
+    /// One that is heard in this process alone, or through Redis everywhere.
+    pub(crate) fn new(redis: Option<&SecretString>) -> redis::RedisResult<Self> {
+        let remote = match redis {
+            Some(url) => Some(Remote {
+                client: Client::open(url.expose_secret())?,
+                publisher: storage::redis(url)?,
+            }),
+            None => None,
+        };
+        Ok(Self {
+            local: Arc::new(Notify::new()),
+            remote,
+        })
+    }
+
+    /// Tells that something is due.
+    pub(crate) async fn ring(&self) {
+        self.local.notify_one();
+        if let Some(remote) = &self.remote {
+            let mut publisher = remote.publisher.clone();
+            if let Err(error) = publisher.publish(CHANNEL, "").await {
+                debug!("the other replicas were not woken: {error}");
+            }
+        }
+    }
+
+    /// Returns when it rang since the last call.
+    pub(crate) async fn rung(&self) {
+        self.local.notified().await;
+    }
+
+    /// Listens to the other replicas until the token is cancelled; in memory there is nobody to listen to.
+    pub(crate) async fn run(self, stop: CancellationToken) -> Result<(), std::convert::Infallible> {
+        let Some(remote) = &self.remote else {
+            stop.cancelled().await;
+            return Ok(());
+        };
+        loop {
+            let listening = stop.run_until_cancelled(self.listen(&remote.client)).await;
+            let Some(ended) = listening else {
+                return Ok(());
+            };
+            if let Err(error) = ended {
+                warn!("the doorbell is not heard, messages wait for the poll: {error}");
+            }
+            if stop
+                .run_until_cancelled(tokio::time::sleep(RECONNECT))
+                .await
+                .is_none()
+            {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn listen(&self, client: &Client) -> redis::RedisResult<()> {
+        let mut pubsub = tokio::time::timeout(storage::REDIS_TIMEOUT, client.get_async_pubsub())
+            .await
+            .map_err(std::io::Error::from)??;
+        pubsub.subscribe(CHANNEL).await?;
+        let mut rings = pubsub.into_on_message();
+        while rings.next().await.is_some() {
+            self.local.notify_one();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! Every way in which push-service can refuse or fail, and what a caller is told of it.
+
+use sea_orm::DbErr;
+use service_kit::status;
+use tonic::{Code, Status};
+use tracing::error;
+
+use crate::message::Violation;
+
+/// The reasons of ErrorInfo that push-service alone gives. They are part of the API: never renamed.
+mod reason {
+    pub(super) const MESSAGE_NOT_FOUND: &str = "MESSAGE_NOT_FOUND";
+    pub(super) const FORM_ID_MISSING: &str = "FORM_ID_MISSING";
+    pub(super) const SESSION_INVALID: &str = "SESSION_INVALID";
+    pub(super) const AUTH_UNAVAILABLE: &str = "AUTH_UNAVAILABLE";
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("the request is malformed")]
+    Invalid(Vec<Violation>),
+    #[error("the request_id belongs to another message")]
+    RequestIdReused,
+    #[error("no such message")]
+    MessageNotFound,
+    #[error("no form_id is stored for the user")]
+    NoForm,
+    #[error("the session is not valid")]
+    SessionInvalid,
+    #[error("auth-service does not answer")]
+    AuthUnavailable(#[source] Status),
+    #[error("auth-service refuses this service")]
+    AuthRefused(#[source] Status),
+    #[error("the database refused or did not answer")]
+    Database(#[from] DbErr),
+    #[error("the database did not answer in time")]
+    DatabaseTimeout,
+    #[error("a task panicked")]
+    Panicked,
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Invalid(violations) => status::invalid_fields(violations),
+            Error::RequestIdReused => status::invalid_field(
+                "request_id",
+                "was used before for a message with other content or another recipient",
+            ),
+            Error::MessageNotFound => status::error(
+                Code::NotFound,
+                reason::MESSAGE_NOT_FOUND,
+                "no message with this id is open to the caller",
+            )
+            .build(),
+            Error::NoForm => status::error(
+                Code::FailedPrecondition,
+                reason::FORM_ID_MISSING,
+                "no form_id is stored for this user: give one, or let the mini program send them to POST /form",
+            )
+            .build(),
+            Error::SessionInvalid => status::error(
+                Code::Unauthenticated,
+                reason::SESSION_INVALID,
+                "send the session token of a login as `Authorization`",
+            )
+            .build(),
+            Error::AuthUnavailable(source) => {
+                error!(code = ?source.code(), "auth-service does not answer: {}", source.message());
+                status::error(Code::Unavailable, reason::AUTH_UNAVAILABLE, "auth-service does not answer")
+                    .retry_after(std::time::Duration::from_secs(1))
+                    .build()
+            }
+            Error::AuthRefused(source) => {
+                error!(code = ?source.code(), "auth-service refuses this service: {}", source.message());
+                status::internal()
+            }
+            Error::Database(source) => {
+                error!("the database failed: {source}");
+                status::store_unavailable("the database")
+            }
+            Error::DatabaseTimeout => {
+                error!("the database did not answer in time");
+                status::store_unavailable("the database")
+            }
+            Error::Panicked => {
+                error!("a task panicked");
+                status::internal()
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! form_ids: what a mini program's user earned by submitting a form, good for one message within seven days.
+
+#[expect(unreachable_pub, reason = "sea-orm derives public items")]
+mod entity;
+
+use std::time::Duration;
+
+use sea_orm::{
+    ActiveValue::Set,
+    ColumnTrait as _, ConnectionTrait, DbErr, EntityTrait as _, ExprTrait as _, QueryFilter as _,
+    QueryOrder as _, QuerySelect as _,
+    sea_query::{Expr, OnConflict},
+};
+use wechat::{AppId, OpenId};
+
+use self::entity::{ActiveModel, Column, Entity};
+use crate::database::{self, Database};
+
+/// How long WeChat takes a form_id.
+const LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// One with less left is not taken any more: the message has to be sent, too.
+const MARGIN: Duration = Duration::from_secs(60);
+/// The longest form_id taken, in bytes.
+pub(crate) const MAX_FORM_ID: usize = 128;
+
+/// The pool of form_ids.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    pub(crate) database: Database,
+}
+
+impl Store {
+    /// Keeps a form_id until it is used or expires; one that is known already is left as it is. What expired of the
+    /// same user goes.
+    pub(crate) async fn put(
+        &self,
+        app_id: &AppId,
+        open_id: &OpenId,
+        form_id: &str,
+    ) -> Result<(), DbErr> {
+        let connection = &self.database.connection;
+        let form = ActiveModel {
+            app_id: Set(app_id.to_string()),
+            form_id: Set(form_id.to_owned()),
+            open_id: Set(open_id.to_string()),
+            expire_time: Set(database::moment(&self.database.clock) + LIFE),
+        };
+        let known = OnConflict::columns([Column::AppId, Column::FormId])
+            .do_nothing_on([Column::AppId, Column::FormId])
+            .to_owned();
+        Entity::insert(form)
+            .on_conflict(known)
+            .exec_without_returning(connection)
+            .await?;
+        Entity::delete_many()
+            .filter(Column::AppId.eq(app_id.as_str()))
+            .filter(Column::OpenId.eq(open_id.as_str()))
+            .filter(Expr::col(Column::ExpireTime).lte(self.database.now()))
+            .exec(connection)
+            .await?;
+        Ok(())
+    }
+
+    /// The user's form_id that expires soonest, still in the pool.
+    pub(crate) async fn soonest(
+        &self,
+        app_id: &AppId,
+        open_id: &OpenId,
+    ) -> Result<Option<String>, DbErr> {
+        Entity::find()
+            .select_only()
+            .column(Column::FormId)
+            .filter(Column::AppId.eq(app_id.as_str()))
+            .filter(Column::OpenId.eq(open_id.as_str()))
+            .filter(Expr::col(Column::ExpireTime).gt(self.database.after(MARGIN)))
+            .order_by_asc(Column::ExpireTime)
+            .into_tuple()
+            .one(&self.database.connection)
+            .await
+    }
+
+    /// Takes a form_id out of the pool; false when somebody else did.
+    pub(crate) async fn take(
+        connection: &impl ConnectionTrait,
+        app_id: &str,
+        form_id: &str,
+    ) -> Result<bool, DbErr> {
+        let taken = Entity::delete_by_id((app_id.to_owned(), form_id.to_owned()))
+            .exec(connection)
+            .await?;
+        Ok(taken.rows_affected == 1)
+    }
+}

@@ -1,0 +1,186 @@
+//! PushService.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, Utc};
+use prost_types::Timestamp;
+use proto::push::v1::{
+    self as pb, GetMessageRequest, GetMessageResponse, SendMessageRequest, SendMessageResponse,
+    push_service_server::PushService, send_message_request,
+};
+use service_kit::{App, Caller, CatalogHandle};
+use tonic::{Request, Response, Status};
+use wechat::OpenId;
+
+use crate::{
+    error::Error,
+    message::{
+        Content, Customer, FormTemplate, Link, Message, Messages, NewMessage, State, Subscribe,
+        Template, Violation,
+    },
+};
+
+/// The longest request_id, in bytes.
+const MAX_REQUEST_ID: usize = 128;
+
+#[derive(Debug, Clone)]
+pub(crate) struct PushRpc {
+    pub(crate) messages: Messages,
+    pub(crate) catalog: CatalogHandle,
+}
+
+#[tonic::async_trait]
+impl PushService for PushRpc {
+    async fn send_message(
+        &self,
+        request: Request<SendMessageRequest>,
+    ) -> Result<Response<SendMessageResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let app = caller.app(&self.catalog.current(), &request.app_id)?;
+        let new = new_message(&caller, &app, request)?;
+        let message = self.messages.accept(new).await?;
+        Ok(Response::new(SendMessageResponse {
+            message: Some(to_pb(message)),
+        }))
+    }
+
+    async fn get_message(
+        &self,
+        request: Request<GetMessageRequest>,
+    ) -> Result<Response<GetMessageResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let message = self
+            .messages
+            .get(&caller, &request.into_inner().message_id)
+            .await?;
+        Ok(Response::new(GetMessageResponse {
+            message: Some(to_pb(message)),
+        }))
+    }
+}
+
+fn new_message(
+    caller: &Caller,
+    app: &App,
+    request: SendMessageRequest,
+) -> Result<NewMessage, Error> {
+    let mut violations: Vec<Violation> = Vec::new();
+    let open_id = OpenId::try_from(request.open_id).ok();
+    if open_id.is_none() {
+        let problem = "must be the user's openid, as WeChat gave it";
+        violations.push(("open_id".to_owned(), problem.to_owned()));
+    }
+    if request.request_id.len() > MAX_REQUEST_ID {
+        violations.push((
+            "request_id".to_owned(),
+            format!("must be at most {MAX_REQUEST_ID} bytes"),
+        ));
+    }
+    let content = match request.content {
+        None => {
+            let problem = "must be one of template, subscribe, customer and form_template";
+            violations.push(("content".to_owned(), problem.to_owned()));
+            None
+        }
+        Some(content) => match content_from_pb(content) {
+            Ok(content) => {
+                violations.extend(content.violations(app));
+                Some(content)
+            }
+            Err(violation) => {
+                violations.push(violation);
+                None
+            }
+        },
+    };
+    match (open_id, content) {
+        (Some(open_id), Some(content)) if violations.is_empty() => Ok(NewMessage {
+            app_id: app.app_id.clone(),
+            open_id,
+            caller: caller.name.clone(),
+            request_id: non_empty(request.request_id),
+            content,
+        }),
+        _ => Err(Error::Invalid(violations)),
+    }
+}
+
+fn content_from_pb(content: send_message_request::Content) -> Result<Content, Violation> {
+    Ok(match content {
+        send_message_request::Content::Template(template) => Content::Template(Template {
+            template_id: template.template_id,
+            url: non_empty(template.url),
+            mini_program: template.mini_program.map(|link| Link {
+                app_id: link.app_id,
+                page_path: link.page_path,
+            }),
+            data: sorted(template.data),
+        }),
+        send_message_request::Content::Subscribe(subscribe) => Content::Subscribe(Subscribe {
+            template_id: subscribe.template_id,
+            page: non_empty(subscribe.page),
+            data: sorted(subscribe.data),
+            mini_program_state: non_empty(subscribe.mini_program_state),
+            lang: non_empty(subscribe.lang),
+        }),
+        send_message_request::Content::FormTemplate(form_template) => {
+            Content::FormTemplate(FormTemplate {
+                template_id: form_template.template_id,
+                page: non_empty(form_template.page),
+                form_id: non_empty(form_template.form_id),
+                data: sorted(form_template.data),
+                emphasis_keyword: non_empty(form_template.emphasis_keyword),
+            })
+        }
+        send_message_request::Content::Customer(customer) => match customer.message {
+            Some(pb::customer_content::Message::Text(text)) => Content::Customer(Customer::Text {
+                content: text.content,
+                kf_account: non_empty(customer.kf_account),
+            }),
+            None => return Err(("customer.message".to_owned(), "must be a text".to_owned())),
+        },
+    })
+}
+
+fn non_empty(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn sorted(data: HashMap<String, String>) -> BTreeMap<String, String> {
+    data.into_iter().collect()
+}
+
+fn to_pb(message: Message) -> pb::Message {
+    pb::Message {
+        message_id: message.message_id,
+        app_id: message.app_id,
+        open_id: message.open_id,
+        request_id: message.request_id.unwrap_or_default(),
+        state: state(message.state).into(),
+        attempts: message.attempts,
+        possible_duplicate: message.possible_duplicate,
+        errcode: message.errcode,
+        errmsg: message.errmsg,
+        wechat_msg_id: message.wechat_msg_id.unwrap_or_default(),
+        create_time: Some(timestamp(message.create_time)),
+        sent_time: message.sent_time.map(timestamp),
+        next_attempt_time: message.next_attempt_time.map(timestamp),
+    }
+}
+
+fn state(state: State) -> pb::MessageState {
+    match state {
+        State::Queued => pb::MessageState::Queued,
+        State::Sending => pb::MessageState::Sending,
+        State::Sent => pb::MessageState::Sent,
+        State::Failed => pb::MessageState::Failed,
+    }
+}
+
+fn timestamp(time: DateTime<Utc>) -> Timestamp {
+    Timestamp {
+        seconds: time.timestamp(),
+        nanos: i32::try_from(time.timestamp_subsec_nanos()).unwrap_or_default(),
+    }
+}

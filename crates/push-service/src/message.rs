@@ -1,0 +1,151 @@
+//! Messages: what is said, checked before it is accepted, and stored before the answer.
+
+mod content;
+#[expect(unreachable_pub, reason = "sea-orm derives public items")]
+mod entity;
+pub(crate) mod store;
+
+use std::{sync::Arc, time::Duration};
+
+use service_kit::{Caller, CatalogHandle, clock::Clock};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+use wechat::{AppId, OpenId};
+
+use self::store::Inserted;
+pub(crate) use self::{
+    content::{Content, Customer, FormTemplate, Link, Outbound, Subscribe, Template, Violation},
+    entity::{Model as Message, State},
+};
+use crate::{database, doorbell::Doorbell, error::Error, form, metrics};
+
+/// How often another form_id is tried when somebody else took the one found.
+const FORM_TRIES: usize = 5;
+/// A store that takes longer to commit counts as away. The message may be stored all the same: that is what request_id
+/// is for.
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A message to be accepted, its fields checked.
+#[derive(Debug, Clone)]
+pub(crate) struct NewMessage {
+    pub(crate) app_id: AppId,
+    pub(crate) open_id: OpenId,
+    pub(crate) caller: String,
+    pub(crate) request_id: Option<String>,
+    pub(crate) content: Content,
+}
+
+/// Accepts and finds messages.
+#[derive(Debug, Clone)]
+pub(crate) struct Messages {
+    pub(crate) store: store::Store,
+    pub(crate) forms: form::Store,
+    pub(crate) doorbell: Doorbell,
+    pub(crate) catalog: CatalogHandle,
+    pub(crate) clock: Clock,
+    /// What goes on although its caller hung up; shutdown waits for it.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Messages {
+    /// Stores a message, or finds the one that the same request_id stored before. Once begun it runs to its end, whether
+    /// or not the caller still waits.
+    pub(crate) async fn accept(&self, new: NewMessage) -> Result<Message, Error> {
+        let this = self.clone();
+        let accepting = self.tasks.spawn(async move {
+            let stored = tokio::time::timeout(STORE_TIMEOUT, this.store_once(new)).await;
+            let (message, fresh) = stored.map_err(|_| Error::DatabaseTimeout)??;
+            if fresh {
+                metrics::accepted(&message);
+                this.tasks.spawn({
+                    let doorbell = this.doorbell.clone();
+                    async move { doorbell.ring().await }
+                });
+            }
+            Ok(message)
+        });
+        accepting.await.map_err(|_| Error::Panicked)?
+    }
+
+    /// The message, and whether it is new.
+    async fn store_once(&self, new: NewMessage) -> Result<(Message, bool), Error> {
+        for _ in 0..FORM_TRIES {
+            if let Some(first) = self.first(&new).await? {
+                return Ok((first, false));
+            }
+            let form = match &new.content {
+                Content::FormTemplate(content) if content.form_id.is_none() => {
+                    let form = self.forms.soonest(&new.app_id, &new.open_id).await?;
+                    Some(form.ok_or(Error::NoForm)?)
+                }
+                _ => None,
+            };
+            let message = self.row(&new, form);
+            match self.store.insert(&message).await? {
+                Inserted::Stored => return Ok((message, true)),
+                // Somebody was faster with the form_id, or with the request_id.
+                Inserted::FormTaken | Inserted::RequestRepeated => {}
+            }
+        }
+        Err(Error::NoForm)
+    }
+
+    /// What the same caller, app and request_id stored before.
+    async fn first(&self, new: &NewMessage) -> Result<Option<Message>, Error> {
+        let Some(request_id) = &new.request_id else {
+            return Ok(None);
+        };
+        let first = self
+            .store
+            .by_request(&new.app_id, &new.caller, request_id)
+            .await?;
+        let same = |first: &Message| {
+            first.open_id == new.open_id.as_str()
+                && Content::from_json(&first.content).is_ok_and(|content| content == new.content)
+        };
+        match first {
+            Some(first) if !same(&first) => Err(Error::RequestIdReused),
+            first => Ok(first),
+        }
+    }
+
+    fn row(&self, new: &NewMessage, form_id: Option<String>) -> Message {
+        let now = database::moment(&self.clock);
+        Message {
+            message_id: Uuid::now_v7().to_string(),
+            app_id: new.app_id.to_string(),
+            open_id: new.open_id.to_string(),
+            caller: new.caller.clone(),
+            request_id: new.request_id.clone(),
+            content: new.content.to_json(),
+            form_id,
+            state: State::Queued,
+            attempts: 0,
+            possible_duplicate: false,
+            errcode: 0,
+            errmsg: String::new(),
+            wechat_msg_id: None,
+            create_time: now,
+            sent_time: None,
+            ambiguous_time: None,
+            next_attempt_time: Some(now),
+            claim_id: None,
+        }
+    }
+
+    /// A message of one of the caller's apps; others are as unknown as those that do not exist.
+    pub(crate) async fn get(
+        &self,
+        caller: &Arc<Caller>,
+        message_id: &str,
+    ) -> Result<Message, Error> {
+        let message_id = Uuid::try_parse(message_id).map_err(|_| Error::MessageNotFound)?;
+        let found = self.store.find(&message_id.to_string()).await?;
+        let message = found.ok_or(Error::MessageNotFound)?;
+        let catalog = self.catalog.current();
+        match caller.app(&catalog, &message.app_id) {
+            Ok(_) => Ok(message),
+            Err(_) => Err(Error::MessageNotFound),
+        }
+    }
+}

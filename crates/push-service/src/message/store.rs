@@ -1,0 +1,281 @@
+//! The message table's statements.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    ActiveEnum as _, ColumnTrait as _, ConnectionTrait as _, DbErr, EntityTrait as _,
+    ExprTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, SqlErr,
+    TransactionTrait as _,
+    sea_query::{Expr, Query},
+};
+use uuid::Uuid;
+use wechat::AppId;
+
+use super::entity::{Column, Entity, Model, State};
+use crate::{database::Database, form};
+
+/// A claimed message is its worker's alone for this long.
+pub(crate) const LEASE: Duration = Duration::from_secs(8);
+/// How many lost messages are looked at in one go.
+const LOST: u64 = 100;
+
+/// Reads and writes messages.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    pub(crate) database: Database,
+}
+
+/// What became of an insert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Inserted {
+    /// It is committed.
+    Stored,
+    /// Its request_id is taken: nothing was stored.
+    RequestRepeated,
+    /// Its form_id was used by another message: nothing was stored.
+    FormTaken,
+}
+
+/// Messages that one worker holds until the lease ends.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) id: String,
+    /// Elapsed time right before the claim: the lease ends [`LEASE`] after it, or later.
+    pub(crate) since: Duration,
+    pub(crate) messages: Vec<Model>,
+}
+
+/// What an attempt, or its failure to come about, leaves in the row.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Outcome {
+    pub(crate) next: Next,
+    pub(crate) attempts: u32,
+    pub(crate) errcode: i64,
+    pub(crate) errmsg: String,
+    pub(crate) possible_duplicate: bool,
+    pub(crate) ambiguous_time: Option<DateTime<Utc>>,
+}
+
+/// Where a message goes from an attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Next {
+    /// WeChat accepted it.
+    Sent {
+        time: DateTime<Utc>,
+        wechat_msg_id: Option<String>,
+    },
+    /// It is tried (again) after a while.
+    Queued { delay: Duration },
+    /// It is given up.
+    Failed,
+}
+
+/// The longest errmsg kept, in characters.
+const ERRMSG: usize = 512;
+
+impl Store {
+    /// Stores a message together with its request_id, and takes its form_id out of the pool: all or nothing.
+    pub(crate) async fn insert(&self, message: &Model) -> Result<Inserted, DbErr> {
+        let transaction = self.database.connection.begin().await?;
+        // Due by the database's clock, as everything that makes a message due.
+        let mut insert = Query::insert();
+        insert
+            .into_table(Entity)
+            .columns([
+                Column::MessageId,
+                Column::AppId,
+                Column::OpenId,
+                Column::Caller,
+                Column::RequestId,
+                Column::Content,
+                Column::FormId,
+                Column::State,
+                Column::Attempts,
+                Column::PossibleDuplicate,
+                Column::Errcode,
+                Column::Errmsg,
+                Column::CreateTime,
+                Column::NextAttemptTime,
+            ])
+            .values([
+                message.message_id.clone().into(),
+                message.app_id.clone().into(),
+                message.open_id.clone().into(),
+                message.caller.clone().into(),
+                message.request_id.clone().into(),
+                message.content.clone().into(),
+                message.form_id.clone().into(),
+                message.state.to_value().into(),
+                message.attempts.into(),
+                message.possible_duplicate.into(),
+                message.errcode.into(),
+                message.errmsg.clone().into(),
+                message.create_time.into(),
+                self.database.now(),
+            ])
+            .map_err(|error| DbErr::Custom(error.to_string()))?;
+        match transaction.execute(&insert).await {
+            Ok(_) => {}
+            Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => {
+                transaction.rollback().await?;
+                return Ok(Inserted::RequestRepeated);
+            }
+            Err(error) => return Err(error),
+        }
+        if let Some(form_id) = &message.form_id
+            && !form::Store::take(&transaction, &message.app_id, form_id).await?
+        {
+            transaction.rollback().await?;
+            return Ok(Inserted::FormTaken);
+        }
+        transaction.commit().await?;
+        Ok(Inserted::Stored)
+    }
+
+    /// The message with this id.
+    pub(crate) async fn find(&self, message_id: &str) -> Result<Option<Model>, DbErr> {
+        Entity::find_by_id(message_id)
+            .one(&self.database.connection)
+            .await
+    }
+
+    /// The message that this request_id stored.
+    pub(crate) async fn by_request(
+        &self,
+        app_id: &AppId,
+        caller: &str,
+        request_id: &str,
+    ) -> Result<Option<Model>, DbErr> {
+        Entity::find()
+            .filter(Column::AppId.eq(app_id.as_str()))
+            .filter(Column::Caller.eq(caller))
+            .filter(Column::RequestId.eq(request_id))
+            .one(&self.database.connection)
+            .await
+    }
+
+    /// Leases up to `limit` messages that are due, the longest due first. Whoever claims the same ones at the same
+    /// time gets none of them.
+    pub(crate) async fn claim(&self, limit: u64) -> Result<Claim, DbErr> {
+        let mut claim = Claim {
+            id: Uuid::now_v7().to_string(),
+            since: self.database.clock.elapsed(),
+            messages: Vec::new(),
+        };
+        let due: Vec<String> = Entity::find()
+            .select_only()
+            .column(Column::MessageId)
+            .filter(Column::State.eq(State::Queued))
+            .filter(self.due())
+            .order_by_asc(Column::NextAttemptTime)
+            .limit(limit)
+            .into_tuple()
+            .all(&self.database.connection)
+            .await?;
+        if due.is_empty() {
+            return Ok(claim);
+        }
+        let claimed = Entity::update_many()
+            .col_expr(Column::ClaimId, Expr::value(claim.id.as_str()))
+            .col_expr(Column::NextAttemptTime, self.database.after(LEASE))
+            .filter(Column::MessageId.is_in(&due))
+            .filter(Column::State.eq(State::Queued))
+            .filter(self.due())
+            .exec(&self.database.connection)
+            .await?;
+        if claimed.rows_affected > 0 {
+            claim.messages = Entity::find()
+                .filter(Column::MessageId.is_in(&due))
+                .filter(Column::ClaimId.eq(claim.id.as_str()))
+                .all(&self.database.connection)
+                .await?;
+        }
+        Ok(claim)
+    }
+
+    fn due(&self) -> Expr {
+        Expr::col(Column::NextAttemptTime).lte(self.database.now())
+    }
+
+    /// Writes down that these messages are about to go on the wire; returns those that the claim still held.
+    pub(crate) async fn mark_sending(
+        &self,
+        claim_id: &str,
+        message_ids: &[String],
+    ) -> Result<Vec<String>, DbErr> {
+        let marked = Entity::update_many()
+            .col_expr(Column::State, Expr::value(State::Sending.to_value()))
+            .col_expr(Column::Attempts, Expr::col(Column::Attempts).add(1))
+            .filter(Column::MessageId.is_in(message_ids))
+            .filter(Column::ClaimId.eq(claim_id))
+            .filter(Column::State.eq(State::Queued))
+            .exec(&self.database.connection)
+            .await?;
+        if usize::try_from(marked.rows_affected).is_ok_and(|rows| rows == message_ids.len()) {
+            return Ok(message_ids.to_vec());
+        }
+        Entity::find()
+            .select_only()
+            .column(Column::MessageId)
+            .filter(Column::MessageId.is_in(message_ids))
+            .filter(Column::ClaimId.eq(claim_id))
+            .filter(Column::State.eq(State::Sending))
+            .into_tuple()
+            .all(&self.database.connection)
+            .await
+    }
+
+    /// Writes what became of a message and ends the claim. Returns whether the claim still held it: a second write of
+    /// one outcome changes nothing.
+    pub(crate) async fn write_back(
+        &self,
+        message_id: &str,
+        claim_id: &str,
+        outcome: &Outcome,
+    ) -> Result<bool, DbErr> {
+        let mut update = Entity::update_many();
+        let (state, next_attempt_time) = match &outcome.next {
+            Next::Sent {
+                time,
+                wechat_msg_id,
+            } => {
+                update = update
+                    .col_expr(Column::SentTime, Expr::value(*time))
+                    .col_expr(Column::WechatMsgId, Expr::value(wechat_msg_id.clone()));
+                (State::Sent, Expr::value(None::<DateTime<Utc>>))
+            }
+            Next::Queued { delay } => (State::Queued, self.database.after(*delay)),
+            Next::Failed => (State::Failed, Expr::value(None::<DateTime<Utc>>)),
+        };
+        let errmsg: String = outcome.errmsg.chars().take(ERRMSG).collect();
+        let written = update
+            .col_expr(Column::State, Expr::value(state.to_value()))
+            .col_expr(Column::NextAttemptTime, next_attempt_time)
+            .col_expr(Column::Attempts, Expr::value(outcome.attempts))
+            .col_expr(Column::Errcode, Expr::value(outcome.errcode))
+            .col_expr(Column::Errmsg, Expr::value(errmsg))
+            .col_expr(
+                Column::PossibleDuplicate,
+                Expr::value(outcome.possible_duplicate),
+            )
+            .col_expr(Column::AmbiguousTime, Expr::value(outcome.ambiguous_time))
+            .col_expr(Column::ClaimId, Expr::value(None::<String>))
+            .filter(Column::MessageId.eq(message_id))
+            .filter(Column::ClaimId.eq(claim_id))
+            .exec(&self.database.connection)
+            .await?;
+        Ok(written.rows_affected > 0)
+    }
+
+    /// Messages whose worker died between saying that it sends and saying what became of it.
+    pub(crate) async fn lost(&self) -> Result<Vec<Model>, DbErr> {
+        Entity::find()
+            .filter(Column::State.eq(State::Sending))
+            .filter(self.due())
+            .order_by_asc(Column::NextAttemptTime)
+            .limit(LOST)
+            .all(&self.database.connection)
+            .await
+    }
+}
