@@ -22,7 +22,7 @@ use crate::{
     fault::Fault,
     message,
     state::{State, World},
-    token,
+    token::{self, Grant},
 };
 
 /// The longest body that is read; WeChat's own limit is not documented.
@@ -31,6 +31,21 @@ const BODY_LIMIT: usize = 256 * 1024;
 const ADDRESSES: [&str; 2] = ["101.226.212.27", "101.226.103.0/25"];
 
 type Parameters = HashMap<String, String>;
+
+/// What an interface answers, and what WeChat then does in its own time.
+struct Done {
+    body: Value,
+    receipt: Option<Receipt>,
+}
+
+impl From<Value> for Done {
+    fn from(body: Value) -> Self {
+        Self {
+            body,
+            receipt: None,
+        }
+    }
+}
 
 /// The event that follows a template message.
 struct Receipt {
@@ -97,16 +112,18 @@ async fn process(state: &State, request: &Received, scissors: &Scissors) -> Resp
         .as_ref()
         .is_none_or(|fault| !fault.replaces_answer() || fault.carried_out)
     {
-        let mut receipt = None;
-        outcome = dispatch(&mut state.world(), request, now, &mut receipt);
-        if let Some(Receipt {
-            target,
-            open_id,
-            msg_id,
-        }) = receipt
-        {
-            state.send_receipt(target, open_id, msg_id);
-        }
+        let done = dispatch(&mut state.world(), request, now);
+        outcome = done.map(|done| {
+            if let Some(Receipt {
+                target,
+                open_id,
+                msg_id,
+            }) = done.receipt
+            {
+                state.send_receipt(target, open_id, msg_id);
+            }
+            done.body
+        });
     }
     let rid = rid(now);
     let (response, label) = respond(fault.as_ref(), outcome, &rid, scissors);
@@ -227,122 +244,143 @@ fn owner(accounts: &Accounts, token: &str, now: Moment) -> Option<(String, Resul
         .find_map(|(app_id, account)| Some((app_id.clone(), account.check_token(token, now)?)))
 }
 
-fn dispatch(
-    world: &mut World,
-    request: &Received,
-    now: Moment,
-    receipt: &mut Option<Receipt>,
-) -> Result<Value, ApiError> {
+/// What every interface checks, in WeChat's order: the method, the token, the body, or the AppSecret; then the quota.
+fn admit(world: &mut World, request: &Received, now: Moment) -> Result<(String, Value), ApiError> {
     let Received {
         endpoint,
         method,
         query,
         body,
     } = request;
-    let endpoint = *endpoint;
+    let post = endpoint.method() == Method::POST;
     if *method != endpoint.method() {
-        return Err(if endpoint.method() == Method::GET {
-            ApiError::REQUIRE_GET
-        } else {
+        return Err(if post {
             ApiError::REQUIRE_POST
+        } else {
+            ApiError::REQUIRE_GET
         });
     }
-    let app_id = if endpoint.takes_token() {
-        Some(authorize(&world.accounts, endpoint, query, now)?)
+    let read_body = || if post { parse(body) } else { Ok(Value::Null) };
+    let (app_id, body) = if endpoint.takes_token() {
+        (
+            authorize(&world.accounts, *endpoint, query, now)?,
+            read_body()?,
+        )
     } else {
-        None
-    };
-    let body = if endpoint.method() == Method::POST {
-        parse(body)?
-    } else {
-        Value::Null
-    };
-    let app_id = match app_id {
-        Some(app_id) => app_id,
-        None => authenticate(&world.accounts, endpoint, query, &body)?,
+        let body = read_body()?;
+        (
+            authenticate(&world.accounts, *endpoint, query, &body)?,
+            body,
+        )
     };
     let account = world
         .accounts
         .get_mut(&app_id)
         .ok_or(ApiError::INVALID_APPID)?;
-    account.quota.count(endpoint, now)?;
+    account.quota.count(*endpoint, now)?;
+    Ok((app_id, body))
+}
+
+fn dispatch(world: &mut World, request: &Received, now: Moment) -> Result<Done, ApiError> {
+    let (app_id, body) = admit(world, request, now)?;
+    let account = world
+        .accounts
+        .get_mut(&app_id)
+        .ok_or(ApiError::INVALID_APPID)?;
     let life = account.life();
-    match endpoint {
-        Endpoint::Token => {
-            let (access_token, expires_in) = account.classic.issue(now, life);
-            Ok(json!({"access_token": access_token, "expires_in": expires_in}))
-        }
+    let text = |name| body.get(name).and_then(Value::as_str);
+    let answer = match request.endpoint {
+        Endpoint::Token => granted(account.classic.issue(now, life)),
         Endpoint::StableToken => {
             let force = body
                 .get("force_refresh")
                 .and_then(Value::as_bool)
                 .unwrap_or_default();
-            let (access_token, expires_in) = account.stable.get(now, life, force);
-            Ok(json!({"access_token": access_token, "expires_in": expires_in}))
+            granted(account.stable.get(now, life, force))
         }
-        Endpoint::Ticket => match query.get("type").map(String::as_str) {
-            Some("jsapi" | "wx_card") => Ok(
-                json!({"errcode": 0, "errmsg": "ok", "ticket": token::mint_ticket(), "expires_in": life.as_secs()}),
-            ),
-            _ => Err(ApiError::INVALID_ARGS),
-        },
+        Endpoint::Ticket => {
+            if !matches!(
+                request.query.get("type").map(String::as_str),
+                Some("jsapi" | "wx_card")
+            ) {
+                return Err(ApiError::INVALID_ARGS);
+            }
+            ok(json!({"ticket": token::mint_ticket(), "expires_in": life.as_secs()}))
+        }
         Endpoint::CodeToSession => {
-            let code = present(query, "js_code", ApiError::CODE_MISSING)?;
+            let code = present(&request.query, "js_code", ApiError::CODE_MISSING)?;
             let open_id = account.js_codes.redeem(code, now)?;
             let user = account.user(&open_id).ok_or(ApiError::INVALID_CODE)?;
-            Ok(
-                json!({"openid": open_id, "session_key": user.session_key, "unionid": user.union_id}),
-            )
+            json!({"openid": open_id, "session_key": user.session_key, "unionid": user.union_id})
         }
-        Endpoint::ApiDomainIp => Ok(json!({"ip_list": ADDRESSES})),
+        Endpoint::ApiDomainIp => json!({"ip_list": ADDRESSES}),
         Endpoint::QuotaGet => {
-            let path = body
-                .get("cgi_path")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
-            let asked = quota_path(path)?;
+            let asked = quota_path(text("cgi_path").unwrap_or_default())?;
             let (limit, used) = account.quota.usage(asked, now);
             let limit = limit.unwrap_or(u32::MAX);
-            let quota =
-                json!({"daily_limit": limit, "used": used, "remain": limit.saturating_sub(used)});
             let rate = asked
                 .minute_limit()
                 .map(|count| json!({"call_count": count, "refresh_second": 60}));
-            Ok(
-                json!({"errcode": 0, "errmsg": "ok", "quota": quota, "rate_limit": rate.unwrap_or_default()}),
-            )
+            ok(json!({
+                "quota": {"daily_limit": limit, "used": used, "remain": limit.saturating_sub(used)},
+                "rate_limit": rate,
+            }))
         }
         Endpoint::ClearQuota => {
-            if body.get("appid").and_then(Value::as_str) != Some(app_id.as_str()) {
+            if text("appid") != Some(app_id.as_str()) {
                 return Err(ApiError::INVALID_APPID);
             }
             account.quota.clear(now)?;
-            Ok(json!({"errcode": 0, "errmsg": "ok"}))
+            ok(json!({}))
         }
         Endpoint::TemplateSend
         | Endpoint::SubscribeSend
         | Endpoint::FormTemplateSend
-        | Endpoint::CustomSend => {
-            let sent = message::send(
-                endpoint,
-                &mut world.accounts,
-                &app_id,
-                body,
-                &mut world.msg_ids,
-                now,
-            )?;
-            if let Some(message) = sent.message {
-                if endpoint == Endpoint::TemplateSend {
-                    *receipt = receipt_of(&world.accounts, &app_id, &message.open_id, sent.msg_id);
-                }
-                world.inbox.push(message);
-            }
-            Ok(match sent.msg_id {
-                Some(msg_id) => json!({"errcode": 0, "errmsg": "ok", "msgid": msg_id}),
-                None => json!({"errcode": 0, "errmsg": "ok"}),
-            })
-        }
+        | Endpoint::CustomSend => return send(world, request.endpoint, &app_id, body, now),
+    };
+    Ok(answer.into())
+}
+
+/// Credentials come without an errcode.
+fn granted((access_token, expires_in): Grant) -> Value {
+    json!({"access_token": access_token, "expires_in": expires_in})
+}
+
+/// Other answers begin with one that says so.
+fn ok(fields: Value) -> Value {
+    let mut answer = json!({"errcode": 0, "errmsg": "ok"});
+    if let (Value::Object(answer), Value::Object(fields)) = (&mut answer, fields) {
+        answer.extend(fields);
     }
+    answer
+}
+
+fn send(
+    world: &mut World,
+    endpoint: Endpoint,
+    app_id: &str,
+    body: Value,
+    now: Moment,
+) -> Result<Done, ApiError> {
+    let sent = message::send(
+        endpoint,
+        &mut world.accounts,
+        app_id,
+        body,
+        &mut world.msg_ids,
+        now,
+    )?;
+    let fields = sent
+        .msg_id
+        .map_or_else(|| json!({}), |msg_id| json!({"msgid": msg_id}));
+    let mut done = Done::from(ok(fields));
+    if let Some(message) = sent.message {
+        if endpoint == Endpoint::TemplateSend {
+            done.receipt = receipt_of(&world.accounts, app_id, &message.open_id, sent.msg_id);
+        }
+        world.inbox.push(message);
+    }
+    Ok(done)
 }
 
 fn receipt_of(
