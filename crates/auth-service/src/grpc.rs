@@ -62,8 +62,20 @@ impl Service {
             let user_id = user_id.map_err(|_| Error::field("user_id", "must be a UUID"))?;
             users.get(user_id).await?
         } else {
+            if request.app_id.is_empty() {
+                let problem = "is missing: name the user by it, or by app_id and open_id";
+                let field = if request.open_id.is_empty() {
+                    "user_id"
+                } else {
+                    "app_id"
+                };
+                return Err(Error::field(field, problem));
+            }
             let catalog = self.auth.catalog.current();
-            let app = catalog.app(&request.app_id).ok_or(Error::UserUnknown)?;
+            let app = catalog
+                .app(&request.app_id)
+                .filter(|app| caller.apps.contains(&app.app_id))
+                .ok_or(Error::AppUnknown)?;
             let open_id = OpenId::try_from(request.open_id.as_str());
             let open_id = open_id
                 .map_err(|error| Error::field("open_id", format!("is malformed: {error}")))?;

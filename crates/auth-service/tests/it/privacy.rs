@@ -1,0 +1,118 @@
+//! What must not leave: tokens, codes, session keys, openids.
+
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+};
+
+use serde_json::Value;
+use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};
+
+use crate::world::{KEY, World};
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+/// On one thread, so that the test's subscriber hears everything.
+#[tokio::test(flavor = "current_thread")]
+async fn the_log_holds_no_secret_and_no_openid() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(log.clone())
+        .with_max_level(LevelFilter::DEBUG)
+        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let world = World::embedded().await;
+    let open_id = "oPRIVATEPRIVATEPRIVATEPRIVAT";
+    let code = world.js_code(Some(open_id));
+    let token = world.login(&code).await;
+    world.login(&code).await;
+    let mut dev = world.caller(KEY);
+    dev.verify(&token).await.unwrap();
+    assert_eq!(world.me(&token).await.status(), 200);
+    for errcode in [40029, 40125, -1] {
+        world.fault(|fault| fault.errcode = Some(errcode));
+        world.post_login(&format!("{code}{errcode}")).await;
+    }
+    world.fault(|fault| fault.reset = true);
+    world.post_login(&format!("{code}-reset")).await;
+    dev.verify(&format!("{token}x")).await.unwrap_err();
+    assert_eq!(world.logout(&token).await.status(), 204);
+
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(
+        log.contains("signed in") && log.contains("login failed at WeChat"),
+        "{log}"
+    );
+    // The sandbox is WeChat: what it logs is not ours.
+    let ours: Vec<_> = log
+        .lines()
+        .filter(|line| !line.contains("sandbox"))
+        .collect();
+    for secret in [open_id, &code, &token, "dev-secret-shop", KEY] {
+        let leak = ours.iter().find(|line| line.contains(secret));
+        assert_eq!(leak, None, "{secret}");
+    }
+}
+
+#[tokio::test]
+async fn redis_holds_neither_tokens_nor_session_keys_nor_codes() {
+    let world = World::with_servers().await;
+    let code = world.js_code(None);
+    let token = world.login(&code).await;
+    let me: Value = world.me(&token).await.json().await.unwrap();
+
+    let client = redis::Client::open(world.redis.as_ref().unwrap().url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let mut keys: Vec<String> = redis::cmd("KEYS")
+        .arg("*")
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    keys.sort_by_key(|key| key.rsplit(':').next().unwrap().to_owned());
+    let kinds: Vec<_> = keys
+        .iter()
+        .map(|key| key.rsplit(':').next().unwrap())
+        .collect();
+    assert_eq!(kinds, ["login", "session", "session_key"]);
+    for key in keys {
+        assert!(key.starts_with("wxhub:auth:v1:{"), "{key}");
+        let left: i64 = redis::cmd("PTTL")
+            .arg(&key)
+            .query_async(&mut redis)
+            .await
+            .unwrap();
+        assert!(left > 0, "{key} has no end");
+        let dump: Vec<u8> = redis::cmd("DUMP")
+            .arg(&key)
+            .query_async(&mut redis)
+            .await
+            .unwrap();
+        let found = |text: &str| {
+            key.contains(text) || dump.windows(text.len()).any(|part| part == text.as_bytes())
+        };
+        assert!(!found(&token) && !found(&code), "{key}");
+        let open_id = me["open_id"].as_str().unwrap();
+        assert!(key.ends_with(":session") || !found(open_id), "{key}");
+    }
+}

@@ -1,0 +1,312 @@
+//! auth-service, its stores and a WeChat, on free ports, gone with the test.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use auth_service::{App, Config};
+use proto::auth::v1::{
+    GetUserRequest, LoginRequest, RevokeSessionRequest, Session, User, VerifySessionRequest,
+    VerifySessionResponse, auth_service_client::AuthServiceClient,
+};
+use reqwest::{
+    Response,
+    header::{AUTHORIZATION, HeaderMap},
+};
+use sandbox::{Fault, Sandbox};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use service_kit::{
+    Sealer,
+    client::{Peer, PeerChannel},
+    run::Listeners,
+    settings::{DatabaseUrl, Listen, Upstream},
+    telemetry,
+};
+use test_support::{MariaDb, Redis, listener};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, transport::Endpoint};
+
+/// The mini program.
+pub(crate) const SHOP: &str = "wx0000000000000001";
+/// The official account.
+pub(crate) const NEWS: &str = "wx0000000000000002";
+/// WeChat's interface for logins.
+pub(crate) const CODE_TO_SESSION: &str = "/sns/jscode2session";
+/// The key of the caller who may do everything with every app.
+pub(crate) const KEY: &str = "dev-key";
+/// The key of a caller who may do everything, but with `news` only.
+pub(crate) const NEWS_KEY: &str = "news-key";
+/// Long enough for anything that happens at all.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+const CATALOG: &str = r#"
+[[apps]]
+app_id = "wx0000000000000001"
+name = "shop"
+kind = "mini_program"
+secret = "dev-secret-shop"
+verify_files = { "MP_verify_abc.txt" = "abc" }
+
+[[apps]]
+app_id = "wx0000000000000002"
+name = "news"
+kind = "official_account"
+secret = "dev-secret-news"
+
+[[callers]]
+name = "dev"
+key_sha256 = "7e9f8fd111802be56c379d597842e29b2cebd35ff2133d431a49fa556a18704e"
+apps = ["*"]
+scopes = ["auth.verify", "auth.read"]
+
+[[callers]]
+name = "news-team"
+key_sha256 = "657f3269b4efb646e054a74f0ec910afc8aac8fc517d39d9e5f0aa56f2bf920e"
+apps = ["news"]
+scopes = ["auth.verify", "auth.read"]
+"#;
+
+/// Everything that one test talks to.
+pub(crate) struct World {
+    /// What WeChat does and saw.
+    pub(crate) wechat: sandbox::State,
+    /// The Redis that sessions are in, if they are.
+    pub(crate) redis: Option<Redis>,
+    /// Where users are.
+    pub(crate) database: DatabaseUrl,
+    addrs: Listen,
+    http: reqwest::Client,
+    // Aborted when the world goes, before the folder does.
+    _tasks: JoinSet<()>,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    /// With Redis and MariaDB.
+    pub(crate) async fn with_servers() -> Self {
+        let database = MariaDb::database().await;
+        let database = DatabaseUrl::new(database.url());
+        auth_service::migrate(&database).await.unwrap();
+        Self::start(Some(Redis::start().await), Some(database), None).await
+    }
+
+    /// With memory and SQLite.
+    pub(crate) async fn embedded() -> Self {
+        Self::start(None, None, None).await
+    }
+
+    /// With other apps and callers, embedded.
+    pub(crate) async fn with_catalog(change: impl FnOnce(String) -> String) -> Self {
+        Self::start(None, None, Some(change(catalog()))).await
+    }
+
+    pub(crate) async fn start(
+        redis: Option<Redis>,
+        database: Option<DatabaseUrl>,
+        catalog_text: Option<String>,
+    ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tasks = JoinSet::new();
+
+        let accounts = sandbox::Config::dev("http://127.0.0.1:9");
+        let wechat = Sandbox::build(accounts, listener().await).await.unwrap();
+        let (state, wechat_at) = (wechat.state(), wechat.address());
+        tasks.spawn(async move { wechat.run(CancellationToken::new()).await.unwrap() });
+
+        let database = database.unwrap_or_else(|| {
+            DatabaseUrl::new(format!("sqlite://{}/auth.sqlite", folder.path().display()))
+        });
+        let path = folder.path().join("wxhub.toml");
+        std::fs::write(&path, catalog_text.unwrap_or_else(catalog)).unwrap();
+        let redis_url = redis.as_ref().map(Redis::url);
+        let config = config(&path, redis_url, database.clone(), wechat_at);
+        let addrs = serve(config, &mut tasks).await;
+        Self {
+            wechat: state,
+            redis,
+            database,
+            addrs,
+            http: http_client(),
+            _tasks: tasks,
+            _folder: folder,
+        }
+    }
+
+    pub(crate) async fn is_ready(&self) -> bool {
+        let url = format!("http://{}/readyz", self.addrs.ops);
+        self.http.get(url).send().await.unwrap().status() == 200
+    }
+
+    pub(crate) async fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.addrs.ops);
+        let answer = self.http.get(url).send().await.unwrap();
+        answer.text().await.unwrap()
+    }
+
+    /// A user's device gets a code from WeChat.
+    pub(crate) fn js_code(&self, open_id: Option<&str>) -> String {
+        self.wechat.login(SHOP, open_id).unwrap().js_code
+    }
+
+    /// What WeChat answers to the next login.
+    pub(crate) fn fault(&self, change: impl FnOnce(&mut Fault)) {
+        let mut fault: Fault =
+            serde_json::from_value(json!({ "endpoint": CODE_TO_SESSION })).unwrap();
+        change(&mut fault);
+        self.wechat.add_fault(fault).unwrap();
+    }
+
+    /// How often WeChat was asked to exchange a code.
+    pub(crate) fn exchanges(&self) -> u64 {
+        self.wechat.calls(None).total(CODE_TO_SESSION)
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> Response {
+        let url = format!("http://{}{path}", self.addrs.http);
+        self.http.post(url).body(body).send().await.unwrap()
+    }
+
+    pub(crate) async fn post_login(&self, js_code: &str) -> Response {
+        let body = json!({ "app_id": "shop", "js_code": js_code });
+        self.post("/login", body.to_string()).await
+    }
+
+    /// Logs in over HTTP, and expects to succeed.
+    pub(crate) async fn login(&self, js_code: &str) -> String {
+        let answer = self.post_login(js_code).await;
+        assert_eq!(answer.status(), 204, "{}", answer.text().await.unwrap());
+        answer.headers()[AUTHORIZATION].to_str().unwrap().to_owned()
+    }
+
+    pub(crate) async fn get(&self, path: &str, authorization: Option<&str>) -> Response {
+        let url = format!("http://{}{path}", self.addrs.http);
+        let mut headers = HeaderMap::new();
+        if let Some(value) = authorization {
+            headers.insert(AUTHORIZATION, value.parse().unwrap());
+        }
+        self.http.get(url).headers(headers).send().await.unwrap()
+    }
+
+    pub(crate) async fn me(&self, token: &str) -> Response {
+        self.get("/me", Some(token)).await
+    }
+
+    pub(crate) async fn logout(&self, token: &str) -> Response {
+        let url = format!("http://{}/logout", self.addrs.http);
+        let request = self.http.post(url).header(AUTHORIZATION, token);
+        request.send().await.unwrap()
+    }
+
+    /// The service as the caller with this key sees it.
+    pub(crate) fn caller(&self, key: &str) -> Grpc {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.addrs.grpc)).unwrap();
+        let peer = Peer::new(vec![endpoint], SecretString::from(key));
+        Grpc(AuthServiceClient::new(peer.channel()))
+    }
+
+    pub(crate) fn grpc_addr(&self) -> SocketAddr {
+        self.addrs.grpc
+    }
+}
+
+/// auth-service's RPCs.
+#[derive(Clone)]
+pub(crate) struct Grpc(AuthServiceClient<PeerChannel>);
+
+impl Grpc {
+    pub(crate) async fn login(
+        &mut self,
+        app_id: &str,
+        js_code: &str,
+        nickname: &str,
+    ) -> Result<Session, Status> {
+        let request = LoginRequest {
+            app_id: app_id.to_owned(),
+            js_code: js_code.to_owned(),
+            nickname: nickname.to_owned(),
+        };
+        let answer = self.0.login(request).await?;
+        Ok(answer.into_inner().session.unwrap())
+    }
+
+    pub(crate) async fn verify(&mut self, token: &str) -> Result<VerifySessionResponse, Status> {
+        let session_token = token.to_owned();
+        let request = VerifySessionRequest { session_token };
+        Ok(self.0.verify_session(request).await?.into_inner())
+    }
+
+    pub(crate) async fn revoke(&mut self, token: &str) -> Result<(), Status> {
+        let session_token = token.to_owned();
+        self.0
+            .revoke_session(RevokeSessionRequest { session_token })
+            .await?;
+        Ok(())
+    }
+
+    pub(crate) async fn user(&mut self, request: GetUserRequest) -> Result<User, Status> {
+        Ok(self.0.get_user(request).await?.into_inner().user.unwrap())
+    }
+}
+
+/// What a service needs to know.
+pub(crate) fn config(
+    catalog: &Path,
+    redis_url: Option<String>,
+    database_url: DatabaseUrl,
+    wechat: SocketAddr,
+) -> Config {
+    let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+    let wechat: reqwest::Url = format!("http://{wechat}").parse().unwrap();
+    Config {
+        listen: Listen {
+            grpc: any_port,
+            http: any_port,
+            ops: any_port,
+        },
+        catalog: catalog.to_owned(),
+        redis_url: redis_url.map(SecretString::from),
+        database_url,
+        sealer: Sealer::ephemeral(),
+        upstream: Upstream {
+            api: wechat.clone(),
+            open: wechat,
+        },
+        token_service: Peer::new(
+            vec![Endpoint::from_static("http://127.0.0.1:9")],
+            SecretString::from("key"),
+        ),
+        tls: None,
+    }
+}
+
+pub(crate) async fn serve(config: Config, tasks: &mut JoinSet<()>) -> Listen {
+    telemetry::install_tls_provider();
+    telemetry::metrics_handle();
+    let listeners = Listeners::bind(config.listen).await.unwrap();
+    let app = App::build(config, listeners).await.unwrap();
+    let addrs = app.addrs();
+    tasks.spawn(async move { app.run(CancellationToken::new()).await.unwrap() });
+    addrs
+}
+
+fn catalog() -> String {
+    CATALOG.to_owned()
+}
+
+fn http_client() -> reqwest::Client {
+    telemetry::install_tls_provider();
+    reqwest::Client::builder()
+        .no_proxy()
+        .tls_certs_only([])
+        .timeout(PATIENCE)
+        .build()
+        .unwrap()
+}
+
+/// The JSON of an error.
+pub(crate) async fn error(answer: Response) -> (u16, Value) {
+    let status = answer.status().as_u16();
+    let body: Value = answer.json().await.unwrap();
+    assert!(body["request_id"].is_string(), "{body}");
+    (status, body)
+}
