@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use wechat::{AppId, AppSecret, crypto::EncodingAESKey};
 
-pub use self::reload::CatalogHandle;
+pub use self::reload::{CatalogHandle, Reloader};
 use crate::caller::{Caller, Scope};
 
 /// Which secrets a service resolves: it holds no others.
@@ -35,6 +35,8 @@ pub struct Catalog {
     apps: Vec<Arc<App>>,
     by_name: HashMap<String, Arc<App>>,
     callers: Vec<KeyedCaller>,
+    /// Of the text and of the secrets that it names: what tells a change.
+    fingerprint: [u8; 32],
 }
 
 #[derive(Debug)]
@@ -159,7 +161,7 @@ impl fmt::Debug for CallbackToken {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("cannot read {path}")]
+    #[error("WXHUB_CONFIG names {path}, which cannot be read")]
     Read {
         /// The file.
         path: PathBuf,
@@ -183,7 +185,7 @@ pub struct Mistake {
 fn list(mistakes: &[Mistake]) -> String {
     let lines: Vec<_> = mistakes
         .iter()
-        .map(|Mistake { line, what }| format!("line {line}: {what}"))
+        .map(|Mistake { line, what }| format!("wxhub.toml:{line}: {what}"))
         .collect();
     lines.join("\n")
 }
@@ -201,7 +203,11 @@ impl Catalog {
         file::parse(text, needs, &env)
     }
 
-    fn new(apps: Vec<Arc<App>>, callers: Vec<KeyedCaller>) -> Self {
+    fn new(text: &str, apps: Vec<Arc<App>>, callers: Vec<KeyedCaller>) -> Self {
+        let mut fingerprint = Sha256::new_with_prefix(text);
+        for secret in apps.iter().filter_map(|app| app.secret.as_ref()) {
+            fingerprint.update(secret.expose());
+        }
         let by_name = apps
             .iter()
             .flat_map(|app| [(app.app_id.to_string(), app), (app.name.clone(), app)])
@@ -211,6 +217,7 @@ impl Catalog {
             apps,
             by_name,
             callers,
+            fingerprint: fingerprint.finalize().into(),
         }
     }
 
@@ -224,8 +231,11 @@ impl Catalog {
         self.by_name.get(id_or_name)
     }
 
-    /// The caller that this key belongs to.
+    /// The caller that this key belongs to; nobody's is empty.
     pub fn caller(&self, key: &str) -> Option<&Arc<Caller>> {
+        if key.is_empty() {
+            return None;
+        }
         let hash = Sha256::digest(key.as_bytes());
         self.callers
             .iter()

@@ -23,7 +23,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 #[derive(Clone)]
 pub struct Peer {
     endpoints: Vec<Endpoint>,
-    key: SecretString,
+    authorization: MetadataValue<Ascii>,
 }
 
 impl fmt::Debug for Peer {
@@ -37,8 +37,12 @@ impl fmt::Debug for Peer {
 pub type PeerChannel = InterceptedService<Channel, Outgoing>;
 
 impl Peer {
-    /// Endpoints of one service, and the key that it knows us by.
+    /// Endpoints of one service, and the key that it knows us by: visible ASCII, or the service will know nobody.
     pub fn new(endpoints: Vec<Endpoint>, key: SecretString) -> Self {
+        let mut authorization = format!("Bearer {}", key.expose_secret())
+            .parse()
+            .unwrap_or_else(|_| MetadataValue::from_static("Bearer"));
+        authorization.set_sensitive(true);
         let endpoints = endpoints
             .into_iter()
             .map(|endpoint| {
@@ -50,7 +54,10 @@ impl Peer {
                     .tcp_nodelay(true)
             })
             .collect();
-        Self { endpoints, key }
+        Self {
+            endpoints,
+            authorization,
+        }
     }
 
     /// A channel that connects when it is first used and again when it must. Call it within a tokio runtime.
@@ -59,11 +66,7 @@ impl Peer {
             [one] => one.connect_lazy(),
             many => Channel::balance_list(many.iter().cloned()),
         };
-        let authorization = format!("Bearer {}", self.key.expose_secret()).parse().ok();
-        let authorization = authorization.map(|mut value: MetadataValue<Ascii>| {
-            value.set_sensitive(true);
-            value
-        });
+        let authorization = self.authorization.clone();
         InterceptedService::new(channel, Outgoing { authorization })
     }
 }
@@ -71,17 +74,14 @@ impl Peer {
 /// Adds the caller's key and the trace context to each call.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
-    authorization: Option<MetadataValue<Ascii>>,
+    authorization: MetadataValue<Ascii>,
 }
 
 impl Interceptor for Outgoing {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(value) = &self.authorization {
-            request
-                .metadata_mut()
-                .insert("authorization", value.clone());
-        }
-        trace::inject(request.metadata_mut());
+        let metadata = request.metadata_mut();
+        metadata.insert("authorization", self.authorization.clone());
+        trace::inject(metadata);
         Ok(request)
     }
 }

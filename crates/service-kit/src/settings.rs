@@ -7,6 +7,7 @@ use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::Args;
@@ -73,7 +74,7 @@ pub struct Settings {
         global = true
     )]
     pub database_url: Option<SecretString>,
-    #[arg(long, env = "WXHUB_EMBEDDED", value_name = "0|1", num_args = 0..=1, default_missing_value = "1", help = "Allow in-memory state and SQLite where a URL is missing", global = true)]
+    #[arg(long, env = "WXHUB_EMBEDDED", value_name = "0|1", num_args = 0..=1, require_equals = true, default_missing_value = "1", help = "Allow in-memory state and SQLite where a URL is missing", global = true)]
     pub embedded: Option<String>,
     #[arg(
         long,
@@ -285,6 +286,8 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
+/// A client that has not shaken hands by then is given up.
+const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const REDIS_EXAMPLE: &str = "redis://127.0.0.1:6379";
 const DATABASE_EXAMPLE: &str = "mysql://wxhub:password@127.0.0.1:3306/wxhub";
 const KEY_EXAMPLE: &str = "$(openssl rand -base64 32)";
@@ -358,10 +361,7 @@ impl Settings {
 
     /// The Redis URL; none only in embedded mode, where the twin in memory stands in. `what` says what is kept there.
     pub fn redis(&self, problems: &mut Problems, what: &str) -> Option<SecretString> {
-        let url = self
-            .redis_url
-            .clone()
-            .filter(|url| !url.expose_secret().trim().is_empty());
+        let url = self.redis_url.clone().filter(|url| !is_blank(url));
         let Some(url) = url else {
             if !self.embedded(&mut Problems::default()) {
                 problems.add(
@@ -385,10 +385,7 @@ impl Settings {
 
     /// The database's URL; in embedded mode `wxhub-<service>.sqlite` in the working folder where none is set.
     pub fn database(&self, problems: &mut Problems, service: &str) -> Option<DatabaseUrl> {
-        let url = self
-            .database_url
-            .clone()
-            .filter(|url| !url.expose_secret().trim().is_empty());
+        let url = self.database_url.clone().filter(|url| !is_blank(url));
         let Some(url) = url else {
             if self.embedded(&mut Problems::default()) {
                 return Some(DatabaseUrl::new(format!("sqlite://wxhub-{service}.sqlite")));
@@ -445,7 +442,8 @@ impl Settings {
             problems.add(name, "is not set", example);
             return None;
         };
-        let Some(key) = self.caller_key.clone() else {
+        let key = self.caller_key.as_ref();
+        let Some(key) = non_empty(key.map(|key| key.expose_secret())) else {
             problems.add(
                 "WXHUB_CALLER_KEY",
                 "is not set: the other services answer only to callers that wxhub.toml knows",
@@ -453,6 +451,15 @@ impl Settings {
             );
             return None;
         };
+        if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            problems.add(
+                "WXHUB_CALLER_KEY",
+                "holds more than visible ASCII characters",
+                "the-key-of-this-service",
+            );
+            return None;
+        }
+        let key = SecretString::from(key);
         let tls = self.client_tls(problems)?;
         let mut endpoints = Vec::new();
         for text in list
@@ -526,9 +533,12 @@ impl Settings {
         })
     }
 
-    /// What seals secrets at rest. Embedded state dies with the process: there a missing key is made up.
+    /// What seals secrets at rest. State in memory dies with the process: for it a missing key is made up.
     pub fn sealer(&self, problems: &mut Problems) -> Option<Sealer> {
-        match &self.master_key {
+        let list = self.master_key.as_ref().filter(|list| !is_blank(list));
+        let in_memory =
+            self.embedded(&mut Problems::default()) && self.redis_url.as_ref().is_none_or(is_blank);
+        match list {
             Some(list) => Sealer::from_keys(list)
                 .map_err(|error| {
                     problems.add(
@@ -538,7 +548,7 @@ impl Settings {
                     );
                 })
                 .ok(),
-            None if self.embedded(&mut Problems::default()) => Some(Sealer::ephemeral()),
+            None if in_memory => Some(Sealer::ephemeral()),
             None => {
                 problems.add(
                     "WXHUB_MASTER_KEY",
@@ -552,9 +562,9 @@ impl Settings {
 
     /// TLS of this service's gRPC port; the inner none means plain text.
     pub fn server_tls(&self, problems: &mut Problems) -> Option<Option<ServerTlsConfig>> {
-        let identity = self.identity(problems)?;
-        let Some(identity) = identity else {
-            if self.tls_client_ca.is_some() {
+        let client_ca = non_empty(self.tls_client_ca.as_deref());
+        let Some(identity) = self.identity(problems)? else {
+            if client_ca.is_some() {
                 problems.add(
                     "WXHUB_TLS_CERT",
                     "is not set, but WXHUB_TLS_CLIENT_CA is",
@@ -564,8 +574,10 @@ impl Settings {
             }
             return Some(None);
         };
-        let mut tls = ServerTlsConfig::new().identity(identity);
-        if let Some(path) = &self.tls_client_ca {
+        let mut tls = ServerTlsConfig::new()
+            .identity(identity)
+            .timeout(TLS_HANDSHAKE_TIMEOUT);
+        if let Some(path) = client_ca {
             let ca = read_pem(
                 problems,
                 "WXHUB_TLS_CLIENT_CA",
@@ -579,7 +591,7 @@ impl Settings {
 
     fn client_tls(&self, problems: &mut Problems) -> Option<ClientTlsConfig> {
         let mut tls = ClientTlsConfig::new().with_native_roots();
-        if let Some(path) = &self.tls_ca {
+        if let Some(path) = non_empty(self.tls_ca.as_deref()) {
             let ca = read_pem(problems, "WXHUB_TLS_CA", path, "/etc/wxhub/ca.pem")?;
             tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
         }
@@ -590,7 +602,8 @@ impl Settings {
     }
 
     fn identity(&self, problems: &mut Problems) -> Option<Option<Identity>> {
-        match (&self.tls_cert, &self.tls_key) {
+        let (cert, key) = (self.tls_cert.as_deref(), self.tls_key.as_deref());
+        match (non_empty(cert), non_empty(key)) {
             (None, None) => Some(None),
             (Some(cert), Some(key)) => {
                 let cert = read_pem(problems, "WXHUB_TLS_CERT", cert, "/etc/wxhub/tls.crt");
@@ -615,6 +628,10 @@ impl Settings {
             }
         }
     }
+}
+
+fn is_blank(value: &SecretString) -> bool {
+    value.expose_secret().trim().is_empty()
 }
 
 fn non_empty(value: Option<&str>) -> Option<&str> {
@@ -738,6 +755,50 @@ mod tests {
         assert_eq!(listen.grpc.to_string(), "0.0.0.0:50051");
         assert_eq!(listen.http.to_string(), "127.0.0.1:0");
         assert_eq!(listen.ops.to_string(), "0.0.0.0:9101");
+    }
+
+    #[test]
+    fn blank_settings_count_as_not_set() {
+        let blank = || Some(" ".to_owned());
+        let settings = Settings {
+            embedded: Some("1".to_owned()),
+            redis_url: Some(" ".to_owned().into()),
+            master_key: Some(String::new().into()),
+            tls_cert: blank(),
+            tls_key: blank(),
+            tls_client_ca: blank(),
+            tls_ca: blank(),
+            ..Settings::default()
+        };
+        let mut problems = Problems::default();
+        assert!(settings.sealer(&mut problems).is_some());
+        assert!(settings.server_tls(&mut problems).unwrap().is_none());
+        assert!(settings.client_tls(&mut problems).is_some());
+        assert_eq!(problems.to_string(), "");
+    }
+
+    #[test]
+    fn state_in_a_real_redis_is_not_sealed_with_a_made_up_key() {
+        let settings = Settings {
+            embedded: Some("1".to_owned()),
+            redis_url: Some("redis://127.0.0.1:6379".to_owned().into()),
+            ..Settings::default()
+        };
+        let text = problems(|problems| assert!(settings.sealer(problems).is_none()));
+        assert!(text.contains("WXHUB_MASTER_KEY is not set"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_caller_key_that_no_header_takes_is_a_problem() {
+        for key in ["ключ", "a\nb", " "] {
+            let settings = Settings {
+                token_url: Some("http://a:50051".to_owned()),
+                caller_key: Some(key.to_owned().into()),
+                ..Settings::default()
+            };
+            let text = problems(|problems| assert!(settings.token_service(problems).is_none()));
+            assert!(text.starts_with("WXHUB_CALLER_KEY"), "{text}");
+        }
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 use wechat::{AppId, AppSecret, crypto::EncodingAESKey};
 
@@ -129,25 +130,39 @@ pub(super) fn parse(
         }
     };
 
+    if file.apps.is_empty() {
+        check.mistake(0, "declares no app: is the file complete?");
+    }
     let apps = apps(file.apps, needs, env, &mut check);
     let callers = callers(file.callers, &apps, &mut check);
     if check.mistakes.is_empty() {
-        Ok(Catalog::new(apps, callers))
+        Ok(Catalog::new(text, apps, callers))
     } else {
         check.mistakes.sort_by_key(|mistake| mistake.line);
         Err(Error::Invalid(check.mistakes))
     }
 }
 
-/// `invalid type: string "…"` quotes what stands there, which may be a secret in the wrong place.
+/// Some messages quote the value that stands there, which may be a secret in the wrong place: it is cut out. What is
+/// quoted after it, the names that would be right, stays.
 fn without_values(message: &str) -> String {
-    match (message.find('"'), message.rfind('"')) {
-        (Some(first), Some(last)) if first < last => {
-            let (head, tail) = (message.get(..first), message.get(last + 1..));
-            format!("{}…{}", head.unwrap_or_default(), tail.unwrap_or_default())
-        }
-        _ => message.to_owned(),
-    }
+    let quotes_a_value = ["invalid type", "invalid value", "unknown variant"]
+        .iter()
+        .any(|start| message.starts_with(start));
+    let Some(first) = message.find(['"', '`']).filter(|_| quotes_a_value) else {
+        return message.to_owned();
+    };
+    let (head, rest) = message.split_at(first);
+    // A text holds whatever quotes it likes, so it ends where the last of them stands; a variant or number holds none.
+    let end = if rest.starts_with('"') {
+        rest.rfind('"')
+    } else {
+        rest.get(1..)
+            .and_then(|value| value.find('`'))
+            .map(|end| end + 1)
+    };
+    let tail = end.and_then(|end| rest.get(end + 1..)).unwrap_or_default();
+    format!("{head}…{tail}")
 }
 
 fn apps(
@@ -271,8 +286,15 @@ fn resolve_secret(
         (inline.span().start, Ok(inline.into_inner()))
     } else if let Some(variable) = variable {
         let name = variable.get_ref();
-        let value = env(name)
-            .ok_or_else(|| format!("environment variable {name} of app {app:?} is not set"));
+        let value = if is_variable(name) {
+            env(name)
+                .ok_or_else(|| format!("environment variable {name} of app {app:?} is not set"))
+        } else {
+            // It may be the secret itself: it is not repeated.
+            Err(format!(
+                "secret_env of app {app:?} must name an environment variable, such as \"WX_SHOP_SECRET\""
+            ))
+        };
         (variable.span().start, value)
     } else if let Some(file) = file {
         let path = file.get_ref();
@@ -303,7 +325,10 @@ fn callback_of(entry: Spanned<CallbackEntry>, check: &mut Check<'_>) -> Option<C
     let at = entry.span().start;
     let entry = entry.into_inner();
     let tokens = entry.token.into_vec();
-    if tokens.is_empty() || tokens.iter().any(|token| !(3..=32).contains(&token.len())) {
+    let is_token = |token: &String| {
+        (3..=32).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    };
+    if tokens.is_empty() || !tokens.iter().all(is_token) {
         check.mistake(at, "callback.token must be 3 to 32 letters and digits");
         return None;
     }
@@ -353,6 +378,7 @@ fn callers(
         })
         .collect();
     let mut seen = HashSet::new();
+    let mut owners = HashMap::new();
     let mut callers = Vec::new();
     for entry in entries {
         let entry = entry.into_inner();
@@ -373,16 +399,18 @@ fn callers(
         let mut key_hashes = Vec::new();
         for text in entry.key_sha256.into_inner().into_vec() {
             let mut hash = [0u8; 32];
-            if hex::decode_to_slice(text.trim(), &mut hash).is_ok() {
-                key_hashes.push(hash);
+            if hex::decode_to_slice(text.trim(), &mut hash).is_err() {
+                let what = "key_sha256 must be 64 hex digits: printf %s \"$KEY\" | sha256sum";
+                check.mistake(at, what);
+            } else if hash == <[u8; 32]>::from(Sha256::digest("")) {
+                check.mistake(at, "key_sha256 is that of an empty key: is $KEY set?");
+            } else if let Some(other) = owners.insert(hash, name.clone()) {
+                check.mistake(at, format!("key_sha256 is also that of caller {other:?}"));
             } else {
-                check.mistake(
-                    at,
-                    "key_sha256 must be 64 hex digits: printf %s \"$KEY\" | sha256sum",
-                );
+                key_hashes.push(hash);
             }
         }
-        if key_hashes.is_empty() {
+        if key_hashes.is_empty() && check.mistakes.is_empty() {
             check.mistake(at, format!("caller {name:?} has no key"));
         }
         let list = if entry.apps.iter().any(|app| app.get_ref() == "*") {
@@ -427,6 +455,13 @@ fn is_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+}
+
+fn is_variable(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_uppercase() || first == '_')
+        && name
+            .bytes()
+            .all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_'))
 }
 
 fn is_verify_file(name: &str) -> bool {
@@ -583,6 +618,47 @@ scopes = ["token.read", "push.send"]
         let text = text.replace("callback = { token", "other = { token");
         let found = mistakes(&text);
         assert!(!found[0].contains("inline-secret"), "{found:#?}");
+    }
+
+    #[test]
+    fn a_value_in_the_wrong_place_is_not_repeated() {
+        for (right, wrong) in [
+            ("\"WX_SHOP_SECRET\"", "\"s3cr3tvalue\""),
+            ("secret = \"inline-secret\"", "secret = 8735029"),
+            ("token_mode = \"classic\"", "token_mode = \"s3cr3tvalue\""),
+            ("kind = \"mini_program\"", "kind = \"s3cr3t`value\""),
+        ] {
+            let found = mistakes(&GOOD.replace(right, wrong)).join("\n");
+            assert!(
+                !found.contains("s3cr3t") && !found.contains("8735029"),
+                "{found}"
+            );
+        }
+        let found = mistakes(&GOOD.replace("mini_program", "miniprogram"));
+        assert!(
+            found[0].contains("expected `mini_program` or `official_account`"),
+            "{found:#?}"
+        );
+    }
+
+    #[test]
+    fn an_empty_key_and_a_shared_key_are_mistakes() {
+        let hash = "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683";
+        let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let found = mistakes(&GOOD.replace(hash, empty));
+        assert!(found[0].contains("empty key"), "{found:#?}");
+        let second =
+            format!("[[callers]]\nname = \"b\"\nkey_sha256 = \"{hash}\"\napps = []\nscopes = []\n");
+        let found = mistakes(&format!("{GOOD}\n{second}"));
+        assert!(
+            found[0].contains("also that of caller \"crm\""),
+            "{found:#?}"
+        );
+    }
+
+    #[test]
+    fn a_file_without_apps_is_a_mistake() {
+        assert!(mistakes("")[0].contains("declares no app"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -46,7 +46,7 @@ impl CatalogHandle {
             handle: handle.clone(),
             path,
             needs,
-            text,
+            seen: Ok(handle.current().fingerprint),
         };
         Ok((handle, reloader))
     }
@@ -68,44 +68,53 @@ impl CatalogHandle {
     }
 }
 
-/// Follows the file.
+/// Follows the file, and the secret files that it names.
 #[derive(Debug)]
 pub struct Reloader {
     handle: CatalogHandle,
     path: PathBuf,
     needs: Needs,
-    text: String,
+    /// What the last poll found: a catalog's fingerprint, or what was wrong.
+    seen: Result<[u8; 32], String>,
 }
 
 impl Reloader {
-    /// Puts each valid change in force until the token is cancelled; an invalid one is logged with its line, once.
+    /// Puts each valid change in force until the token is cancelled; an invalid one is logged with its line, once, and
+    /// tried again: a secret file may come later than the text that names it.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut poll = tokio::time::interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(poll.tick()).await.is_some() {
-            self.reload().await;
+            self.poll().await;
         }
     }
 
-    async fn reload(&mut self) {
-        let path = self.path.clone();
-        // An editor may be between removing and writing it: the old catalog stays in force, as it does for a file
-        // that is gone for good.
-        let Ok(Ok(text)) = tokio::task::spawn_blocking(move || read(&path)).await else {
+    async fn poll(&mut self) {
+        let (path, needs) = (self.path.clone(), self.needs);
+        let load = move || Catalog::parse(&read(&path)?, needs, from_env);
+        let Ok(loaded) = tokio::task::spawn_blocking(load).await else {
             return;
         };
-        if text == self.text {
+        let path = self.path.display();
+        let seen = match &loaded {
+            Ok(catalog) => Ok(catalog.fingerprint),
+            Err(error) => Err(error.to_string()),
+        };
+        // Whoever writes the file may be half way through: what counts is what two polls find.
+        let settled = seen == self.seen;
+        if !settled {
+            if let Err(error) = &seen {
+                warn!(%path, "wxhub.toml is refused, the catalog before it stays in force: {error}");
+            }
+            self.seen = seen;
             return;
         }
-        match Catalog::parse(&text, self.needs, from_env) {
-            Ok(catalog) => {
-                info!(path = %self.path.display(), apps = catalog.apps().len(), "wxhub.toml changed: the new one is in force");
-                self.handle.replace(catalog);
-            }
-            Err(error) => {
-                warn!(path = %self.path.display(), "wxhub.toml changed but is refused, the old one stays in force: {error}");
-            }
+        if let Ok(catalog) = loaded
+            && catalog.fingerprint != self.handle.current().fingerprint
+        {
+            info!(%path, apps = catalog.apps().len(), "wxhub.toml changed and is in force");
+            self.handle.replace(catalog);
         }
-        self.text = text;
     }
 }
 
@@ -129,32 +138,90 @@ mod tests {
         callbacks: false,
     };
 
-    fn file(name: &str) -> String {
+    fn file(name: &str, secret: &str) -> String {
         format!(
-            "[[apps]]\napp_id = \"wx0000000000000001\"\nname = \"{name}\"\nkind = \"mini_program\"\nsecret = \"s\"\n"
+            "[[apps]]\napp_id = \"wx0000000000000001\"\nname = \"{name}\"\nkind = \"mini_program\"\n{secret}\n"
         )
     }
 
-    #[tokio::test]
-    async fn a_valid_change_takes_effect_and_an_invalid_one_does_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("wxhub.toml");
-        std::fs::write(&path, file("shop")).unwrap();
-        let (handle, mut reloader) = CatalogHandle::load(path.clone(), NEEDS).unwrap();
-        let mut changes = handle.changes();
-        assert!(handle.current().app("shop").is_some());
+    struct Fixture {
+        folder: tempfile::TempDir,
+        handle: CatalogHandle,
+        reloader: Reloader,
+    }
 
-        std::fs::write(&path, file("store")).unwrap();
-        reloader.reload().await;
+    impl Fixture {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("wxhub.toml");
+            std::fs::write(&path, file("shop", "secret = \"s\"")).unwrap();
+            let (handle, reloader) = CatalogHandle::load(path, NEEDS).unwrap();
+            Self {
+                folder,
+                handle,
+                reloader,
+            }
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            std::fs::write(self.folder.path().join(name), text).unwrap();
+        }
+
+        fn secret_file(&self) -> String {
+            let path = self.folder.path().join("secret");
+            format!("secret_file = \"{}\"", path.display())
+        }
+
+        fn secret(&self, app: &str) -> Option<String> {
+            let catalog = self.handle.current();
+            let secret = catalog.app(app)?.secret.as_ref()?;
+            Some(secret.expose().to_owned())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_takes_effect_once_two_polls_agree() {
+        let mut fixture = Fixture::new();
+        let mut changes = fixture.handle.changes();
+        fixture.write("wxhub.toml", &file("store", "secret = \"s\""));
+        fixture.reloader.poll().await;
+        assert!(fixture.secret("store").is_none());
+        fixture.reloader.poll().await;
+        assert!(fixture.secret("store").is_some());
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
-        assert!(handle.current().app("store").is_some());
-
-        std::fs::write(&path, file("No Name")).unwrap();
-        reloader.reload().await;
-        std::fs::remove_file(&path).unwrap();
-        reloader.reload().await;
+        fixture.reloader.poll().await;
         assert!(!changes.has_changed().unwrap());
-        assert!(handle.current().app("store").is_some());
+    }
+
+    #[tokio::test]
+    async fn an_invalid_or_truncated_or_missing_file_changes_nothing() {
+        let mut fixture = Fixture::new();
+        let changes = fixture.handle.changes();
+        for text in [&*file("No Name", "secret = \"s\""), "", "[[apps]]"] {
+            fixture.write("wxhub.toml", text);
+            fixture.reloader.poll().await;
+            fixture.reloader.poll().await;
+        }
+        std::fs::remove_file(fixture.folder.path().join("wxhub.toml")).unwrap();
+        fixture.reloader.poll().await;
+        fixture.reloader.poll().await;
+        assert!(!changes.has_changed().unwrap());
+        assert!(fixture.secret("shop").is_some());
+    }
+
+    #[tokio::test]
+    async fn a_secret_file_may_come_later_and_its_rotation_takes_effect() {
+        let mut fixture = Fixture::new();
+        fixture.write("wxhub.toml", &file("store", &fixture.secret_file()));
+        fixture.reloader.poll().await;
+        fixture.reloader.poll().await;
+        assert_eq!(fixture.secret("store"), None);
+        for secret in ["first", "second"] {
+            fixture.write("secret", secret);
+            fixture.reloader.poll().await;
+            fixture.reloader.poll().await;
+            assert_eq!(fixture.secret("store").as_deref(), Some(secret));
+        }
     }
 }
