@@ -1,0 +1,286 @@
+//! What is accepted arrives, and WeChat's answer decides about the rest.
+
+use proto::push::v1::MessageState;
+use sandbox::{Deliver, Fault, MessageKind};
+use tonic::Code;
+
+use crate::world::{
+    Backend, NEWS, SHOP, SOON, World, customer, form_template, on_both, subscribe, template,
+};
+
+const TEMPLATE_SEND: &str = "/cgi-bin/message/template/send";
+const SUBSCRIBE_SEND: &str = "/cgi-bin/message/subscribe/send";
+const CUSTOM_SEND: &str = "/cgi-bin/message/custom/send";
+
+/// Opens the window for customer-service messages: the user writes first.
+async fn write_to(world: &World, app_id: &str, open_id: &str) {
+    let deliver = Deliver {
+        app_id: app_id.to_owned(),
+        open_id: Some(open_id.to_owned()),
+        content: Some("在吗".to_owned()),
+        ..Deliver::default()
+    };
+    let delivery = world.sandbox.deliver(deliver).await.unwrap();
+    assert_eq!(delivery.problem, None);
+}
+
+on_both! {
+    async fn every_kind_arrives_and_is_sent(backend: Backend) {
+        let mut world = World::start(backend).await;
+        let app = world.app().await;
+        let (follower, shopper) = (world.user(NEWS), world.user(SHOP));
+        let form = world.sandbox.form(SHOP, Some(&shopper)).unwrap();
+        write_to(&world, NEWS, &follower).await;
+
+        for (request, open_id, kind) in [
+            (template(&follower), &follower, MessageKind::Template),
+            (subscribe(&shopper), &shopper, MessageKind::Subscribe),
+            (form_template(&shopper, &form.form_id), &shopper, MessageKind::FormTemplate),
+            (customer("news", &follower, "您好 <a href=\"https://example.com\">&\u{1f600}</a>"), &follower, MessageKind::Customer),
+        ] {
+            let accepted = app.send(request).await.unwrap();
+            let sent = app.until_state(&accepted.message_id, MessageState::Sent).await;
+            assert_eq!((sent.attempts, sent.errcode, sent.possible_duplicate), (1, 0, false));
+            assert!(sent.sent_time.is_some() && sent.next_attempt_time.is_none());
+            let inbox = world.inbox(open_id);
+            let got = inbox.last().unwrap();
+            assert_eq!(got.kind, kind);
+            assert_eq!(got.msgid.clone().unwrap_or_default(), sent.wechat_msg_id);
+        }
+        let inbox = world.inbox(&follower);
+        assert_eq!(inbox.last().unwrap().content, "您好 <a href=\"https://example.com\">&\u{1f600}</a>");
+        app.stop().await;
+    }
+
+    async fn a_dead_token_is_reported_once_and_the_message_sent_again(backend: Backend) {
+        let mut world = World::start(backend).await;
+        let app = world.app().await;
+        let open_id = world.user(NEWS);
+        let first = app.send(template(&open_id)).await.unwrap();
+        app.until_state(&first.message_id, MessageState::Sent).await;
+        assert_eq!(world.tokens.reports(), 0);
+
+        world.sandbox.invalidate(NEWS).unwrap();
+        let second = app.send(template(&open_id)).await.unwrap();
+        let sent = app.until_state(&second.message_id, MessageState::Sent).await;
+        assert_eq!(world.tokens.reports(), 1);
+        assert_eq!((sent.attempts, sent.possible_duplicate), (2, false));
+        assert_eq!(world.inbox(&open_id).len(), 2);
+        app.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_message_id_is_what_wechat_tells_repeats_by() {
+    let mut world = World::start(Backend::Embedded).await;
+    let app = world.app().await;
+    let open_id = world.user(NEWS);
+    let accepted = app.send(template(&open_id)).await.unwrap();
+    app.until_state(&accepted.message_id, MessageState::Sent)
+        .await;
+    let inbox = world.inbox(&open_id);
+    assert_eq!(inbox[0].message["client_msg_id"], accepted.message_id);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_transient_refusal_is_tried_again_later() {
+    let mut world = World::start(Backend::Embedded).await;
+    let app = world.app().await;
+    let open_id = world.user(SHOP);
+    world
+        .sandbox
+        .add_fault(Fault {
+            errcode: Some(43108),
+            ..Fault::at(SUBSCRIBE_SEND)
+        })
+        .unwrap();
+    let accepted = app.send(subscribe(&open_id)).await.unwrap();
+    let waiting = app
+        .until(&accepted.message_id, |message| message.errcode == 43108)
+        .await;
+    assert_eq!(waiting.state(), MessageState::Queued);
+    let millis = |time: Option<prost_types::Timestamp>| {
+        let time = time.unwrap();
+        time.seconds * 1_000 + i64::from(time.nanos) / 1_000_000
+    };
+    assert!(millis(waiting.next_attempt_time) > millis(waiting.create_time) + 900);
+    let sent = app
+        .until_state(&accepted.message_id, MessageState::Sent)
+        .await;
+    assert_eq!(
+        (sent.attempts, sent.errcode, sent.possible_duplicate),
+        (2, 0, false)
+    );
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_wrong_open_id_fails_at_once_with_wechats_reason() {
+    let mut world = World::start(Backend::Embedded).await;
+    let app = world.app().await;
+    let accepted = app
+        .send(template("oNobodyOfThisAccount_0000000"))
+        .await
+        .unwrap();
+    let failed = app
+        .until_state(&accepted.message_id, MessageState::Failed)
+        .await;
+    assert_eq!((failed.errcode, failed.attempts), (40003, 1));
+    assert!(failed.errmsg.contains("openid"), "{}", failed.errmsg);
+    assert_eq!(failed.next_attempt_time, None);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_spent_quota_waits_for_midnight_in_beijing() {
+    let mut world = World::start(Backend::Embedded).await;
+    let app = world.app().await;
+    let open_id = world.user(NEWS);
+    world
+        .sandbox
+        .add_fault(Fault {
+            errcode: Some(45009),
+            ..Fault::at(TEMPLATE_SEND)
+        })
+        .unwrap();
+    let accepted = app.send(template(&open_id)).await.unwrap();
+    let waiting = app
+        .until(&accepted.message_id, |message| message.errcode == 45009)
+        .await;
+    assert_eq!(waiting.state(), MessageState::Queued);
+    let next = waiting.next_attempt_time.unwrap().seconds;
+    let since_midnight = (next + 8 * 3600) % (24 * 3600);
+    assert!(since_midnight <= 301, "{since_midnight} s after midnight");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_template_of_unknown_outcome_is_repeated_and_told_once() {
+    let mut world = World::start(Backend::Embedded).await;
+    let app = world.app().await;
+    let open_id = world.user(NEWS);
+    // WeChat carries it out, and its answer is lost; then it says that it does not know.
+    for fault in [
+        Fault {
+            reset: true,
+            carried_out: true,
+            ..Fault::at(TEMPLATE_SEND)
+        },
+        Fault {
+            errcode: Some(-1),
+            ..Fault::at(TEMPLATE_SEND)
+        },
+    ] {
+        world.sandbox.add_fault(fault).unwrap();
+    }
+    let accepted = app.send(template(&open_id)).await.unwrap();
+    let sent = app
+        .until_state(&accepted.message_id, MessageState::Sent)
+        .await;
+    assert_eq!((sent.attempts, sent.possible_duplicate), (3, false));
+    assert_eq!(world.inbox(&open_id).len(), 1);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_is_repeated_where_at_least_once_is_wanted() {
+    let mut world = World::with(Backend::Embedded, "at_least_once").await;
+    let app = world.app().await;
+    let open_id = world.user(NEWS);
+    write_to(&world, NEWS, &open_id).await;
+    world.sandbox.clear_inbox();
+    world
+        .sandbox
+        .add_fault(Fault {
+            reset: true,
+            carried_out: true,
+            ..Fault::at(CUSTOM_SEND)
+        })
+        .unwrap();
+    let accepted = app.send(customer("news", &open_id, "twice")).await.unwrap();
+    let sent = app
+        .until_state(&accepted.message_id, MessageState::Sent)
+        .await;
+    assert_eq!((sent.attempts, sent.possible_duplicate), (2, true));
+    assert_eq!(world.inbox(&open_id).len(), 2);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_ends_where_at_most_once_is_wanted() {
+    let mut world = World::with(Backend::Embedded, "at_most_once").await;
+    let app = world.app().await;
+    let open_id = world.user(NEWS);
+    write_to(&world, NEWS, &open_id).await;
+    for fault in [
+        Fault {
+            errcode: Some(-1),
+            ..Fault::at(CUSTOM_SEND)
+        },
+        Fault {
+            status: Some(502),
+            body: Some("<html>Bad Gateway</html>".to_owned()),
+            ..Fault::at(CUSTOM_SEND)
+        },
+    ] {
+        world.sandbox.add_fault(fault).unwrap();
+        let accepted = app.send(customer("news", &open_id, "once")).await.unwrap();
+        let failed = app
+            .until_state(&accepted.message_id, MessageState::Failed)
+            .await;
+        assert!(
+            failed.errmsg.starts_with("OUTCOME_UNKNOWN"),
+            "{}",
+            failed.errmsg
+        );
+        assert_eq!((failed.attempts, failed.possible_duplicate), (1, false));
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_token_a_message_waits_and_no_attempt_is_counted() {
+    let mut world = World::start(Backend::Embedded).await;
+    let app = world.app().await;
+    let open_id = world.user(NEWS);
+    world.tokens.set_away(true);
+    let accepted = app.send(template(&open_id)).await.unwrap();
+    let waiting = app
+        .until(&accepted.message_id, |message| !message.errmsg.is_empty())
+        .await;
+    assert_eq!(
+        (waiting.state(), waiting.attempts),
+        (MessageState::Queued, 0)
+    );
+    world.tokens.set_away(false);
+    let sent = app
+        .until_state(&accepted.message_id, MessageState::Sent)
+        .await;
+    assert_eq!((sent.attempts, sent.errmsg.as_str()), (1, ""));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_of_another_app_is_not_found() {
+    let mut world = World::start(Backend::Embedded).await;
+    let app = world.app().await;
+    let accepted = app.send(template(&world.user(NEWS))).await.unwrap();
+    app.until_within(SOON, &accepted.message_id, |_| true).await;
+    for message_id in [
+        accepted.message_id.as_str(),
+        "01890000-0000-7000-8000-000000000000",
+        "no id",
+    ] {
+        let request = proto::push::v1::GetMessageRequest {
+            message_id: message_id.to_owned(),
+        };
+        let refused = app
+            .client_with("other-key")
+            .get_message(request)
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound);
+    }
+    app.stop().await;
+}

@@ -1,0 +1,19 @@
+//! push-service over real sockets: against the sandbox, with stand-ins for token- and auth-service, on SQLite and memory
+//! as on MariaDB and Redis.
+// The futures of whole servers nest deep.
+#![recursion_limit = "256"]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod accept;
+mod callback;
+mod delivery;
+mod form;
+mod lifecycle;
+mod recovery;
+mod stand_in;
+mod world;
