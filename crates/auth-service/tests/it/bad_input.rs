@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::world::{KEY, NEWS, World, error};
+use crate::world::{CATALOG, KEY, NEWS, Setup, World, error};
 
 #[tokio::test]
 async fn a_bad_login_request_is_told_what_is_wrong_with_it() {
@@ -87,7 +87,11 @@ async fn without_an_app_id_there_must_be_one_mini_program() {
 
     let second =
         "\n[[apps]]\napp_id = \"wx3\"\nname = \"pets\"\nkind = \"mini_program\"\nsecret = \"s\"\n";
-    let world = World::with_catalog(|catalog| catalog + second).await;
+    let world = World::start(Setup {
+        catalog: Some(format!("{CATALOG}{second}")),
+        ..Setup::default()
+    })
+    .await;
     let (status, body) = error(world.post("/login", "{\"js_code\":\"c\"}").await).await;
     assert_eq!(status, 400);
     assert!(

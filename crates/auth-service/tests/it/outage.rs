@@ -8,7 +8,7 @@ use test_support::{MariaDb, Redis, eventually};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::world::{KEY, PATIENCE, World, error};
+use crate::world::{KEY, PATIENCE, Setup, World, error};
 
 /// "At once", on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -84,7 +84,12 @@ async fn with_the_database_away_sessions_verify_and_a_codes_exchange_is_kept() {
     let server = MariaDb::start().await;
     let database = DatabaseUrl::new(server.create_database().await.url());
     auth_service::migrate(&database).await.unwrap();
-    let world = World::start(Some(Redis::start().await), Some(database), None).await;
+    let world = World::start(Setup {
+        redis: Some(Redis::start().await),
+        database: Some(database),
+        ..Setup::default()
+    })
+    .await;
     let token = world.login(&world.js_code(None)).await;
     let mut dev = world.caller(KEY);
 

@@ -7,7 +7,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::world::{PATIENCE, World};
+use crate::world::{PATIENCE, Setup, World};
 
 async fn health(world: &World) -> ServingStatus {
     let endpoint = Endpoint::from_shared(format!("http://{}", world.grpc_addr())).unwrap();
@@ -22,8 +22,12 @@ async fn health(world: &World) -> ServingStatus {
 async fn pending_migrations_keep_it_from_being_ready() {
     let database = MariaDb::database().await;
     let database = DatabaseUrl::new(database.url());
-    let world = World::start(Some(Redis::start().await), Some(database), None);
-    let world = world.await;
+    let world = World::start(Setup {
+        redis: Some(Redis::start().await),
+        database: Some(database),
+        ..Setup::default()
+    })
+    .await;
     assert!(!world.is_ready().await);
     assert_eq!(health(&world).await, ServingStatus::NotServing);
     let answer = world.post_login(&world.js_code(None)).await;

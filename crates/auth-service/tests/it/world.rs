@@ -39,7 +39,8 @@ pub(crate) const NEWS_KEY: &str = "news-key";
 /// Long enough for anything that happens at all.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-const CATALOG: &str = r#"
+/// The usual apps and callers.
+pub(crate) const CATALOG: &str = r#"
 [[apps]]
 app_id = "wx0000000000000001"
 name = "shop"
@@ -66,6 +67,19 @@ apps = ["news"]
 scopes = ["auth.verify", "auth.read"]
 "#;
 
+/// What a world is made of where it is not embedded, with the usual apps and the sandbox for WeChat.
+#[derive(Default)]
+pub(crate) struct Setup {
+    /// Keeps the sessions.
+    pub(crate) redis: Option<Redis>,
+    /// Keeps the users.
+    pub(crate) database: Option<DatabaseUrl>,
+    /// What `wxhub.toml` says.
+    pub(crate) catalog: Option<String>,
+    /// Where WeChat is.
+    pub(crate) wechat: Option<SocketAddr>,
+}
+
 /// Everything that one test talks to.
 pub(crate) struct World {
     /// What WeChat does and saw.
@@ -87,24 +101,20 @@ impl World {
         let database = MariaDb::database().await;
         let database = DatabaseUrl::new(database.url());
         auth_service::migrate(&database).await.unwrap();
-        Self::start(Some(Redis::start().await), Some(database), None).await
+        Self::start(Setup {
+            redis: Some(Redis::start().await),
+            database: Some(database),
+            ..Setup::default()
+        })
+        .await
     }
 
     /// With memory and SQLite.
     pub(crate) async fn embedded() -> Self {
-        Self::start(None, None, None).await
+        Self::start(Setup::default()).await
     }
 
-    /// With other apps and callers, embedded.
-    pub(crate) async fn with_catalog(change: impl FnOnce(String) -> String) -> Self {
-        Self::start(None, None, Some(change(catalog()))).await
-    }
-
-    pub(crate) async fn start(
-        redis: Option<Redis>,
-        database: Option<DatabaseUrl>,
-        catalog_text: Option<String>,
-    ) -> Self {
+    pub(crate) async fn start(setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut tasks = JoinSet::new();
 
@@ -113,17 +123,22 @@ impl World {
         let (state, wechat_at) = (wechat.state(), wechat.address());
         tasks.spawn(async move { wechat.run(CancellationToken::new()).await.unwrap() });
 
-        let database = database.unwrap_or_else(|| {
+        let database = setup.database.unwrap_or_else(|| {
             DatabaseUrl::new(format!("sqlite://{}/auth.sqlite", folder.path().display()))
         });
         let path = folder.path().join("wxhub.toml");
-        std::fs::write(&path, catalog_text.unwrap_or_else(catalog)).unwrap();
-        let redis_url = redis.as_ref().map(Redis::url);
-        let config = config(&path, redis_url, database.clone(), wechat_at);
+        std::fs::write(&path, setup.catalog.as_deref().unwrap_or(CATALOG)).unwrap();
+        let redis_url = setup.redis.as_ref().map(Redis::url);
+        let config = config(
+            &path,
+            redis_url,
+            database.clone(),
+            setup.wechat.unwrap_or(wechat_at),
+        );
         let addrs = serve(config, &mut tasks).await;
         Self {
             wechat: state,
-            redis,
+            redis: setup.redis,
             database,
             addrs,
             http: http_client(),
@@ -287,10 +302,6 @@ pub(crate) async fn serve(config: Config, tasks: &mut JoinSet<()>) -> Listen {
     let addrs = app.addrs();
     tasks.spawn(async move { app.run(CancellationToken::new()).await.unwrap() });
     addrs
-}
-
-fn catalog() -> String {
-    CATALOG.to_owned()
 }
 
 fn http_client() -> reqwest::Client {
