@@ -1,1 +1,127 @@
+//! `POST /form`, and messages that take what it stored.
 
+use proto::push::v1::MessageState;
+use reqwest::StatusCode;
+use serde_json::Value;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::{
+    stand_in::session,
+    world::{Backend, NEWS, Running, SHOP, World, form_template, on_both},
+};
+
+async fn put(app: &Running, authorization: Option<&str>, body: &str) -> (StatusCode, Value) {
+    let mut request = app.http.post(app.url("/form")).body(body.to_owned());
+    if let Some(value) = authorization {
+        request = request.header("authorization", value);
+    }
+    let response = request.send().await.unwrap();
+    (response.status(), response.json().await.unwrap_or_default())
+}
+
+on_both! {
+    async fn a_stored_form_id_is_used_once_the_soonest_to_expire_first(backend: Backend) {
+        let mut world = World::start(backend).await;
+        let app = world.app().await;
+        let open_id = world.user(SHOP);
+        let session = session(SHOP, &open_id);
+        let mut form_ids = Vec::new();
+        for authorization in [session.clone(), format!("Bearer {session}")] {
+            let form = world.sandbox.form(SHOP, Some(&open_id)).unwrap();
+            let body = format!("{{\"form_id\":\"{}\"}}", form.form_id);
+            for _ in 0..2 {
+                assert_eq!(put(&app, Some(&authorization), &body).await.0, StatusCode::NO_CONTENT);
+            }
+            form_ids.push(form.form_id);
+        }
+        for form_id in &form_ids {
+            let accepted = app.send(form_template(&open_id, "")).await.unwrap();
+            app.until_state(&accepted.message_id, MessageState::Sent).await;
+            let inbox = world.inbox(&open_id);
+            assert_eq!(inbox.last().unwrap().message["form_id"], form_id.as_str());
+        }
+        let refused = app.send(form_template(&open_id, "")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert_eq!(refused.get_details_error_info().unwrap().reason, "FORM_ID_MISSING");
+        app.stop().await;
+    }
+
+    async fn messages_at_once_take_different_form_ids(backend: Backend) {
+        let mut world = World::start(backend).await;
+        let app = world.app().await;
+        let open_id = world.user(SHOP);
+        let session = session(SHOP, &open_id);
+        for _ in 0..4 {
+            let form = world.sandbox.form(SHOP, Some(&open_id)).unwrap();
+            put(&app, Some(&session), &format!("{{\"form_id\":\"{}\"}}", form.form_id)).await;
+        }
+        let sends = (0..4).map(|_| app.send(form_template(&open_id, "")));
+        for accepted in futures_util::future::join_all(sends).await {
+            app.until_state(&accepted.unwrap().message_id, MessageState::Sent).await;
+        }
+        assert_eq!(world.inbox(&open_id).len(), 4);
+        app.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_form_id_or_no_session_is_refused() {
+    let mut world = World::start(Backend::Embedded).await;
+    let app = world.app().await;
+    let shopper = session(SHOP, "oShopper");
+    let reader = session(NEWS, "oReader");
+    let long = format!("{{\"form_id\":\"{}\"}}", "x".repeat(129));
+    for (authorization, body, status, code) in [
+        (
+            None,
+            "{\"form_id\":\"f\"}",
+            StatusCode::UNAUTHORIZED,
+            "SESSION_INVALID",
+        ),
+        (
+            Some("nonsense"),
+            "{\"form_id\":\"f\"}",
+            StatusCode::UNAUTHORIZED,
+            "SESSION_INVALID",
+        ),
+        (
+            Some(&*reader),
+            "{\"form_id\":\"f\"}",
+            StatusCode::BAD_REQUEST,
+            "INVALID_ARGUMENT",
+        ),
+        (
+            Some(&*shopper),
+            "{\"form_id\":\"\"}",
+            StatusCode::BAD_REQUEST,
+            "INVALID_ARGUMENT",
+        ),
+        (
+            Some(&*shopper),
+            &*long,
+            StatusCode::BAD_REQUEST,
+            "INVALID_ARGUMENT",
+        ),
+        (
+            Some(&*shopper),
+            "{\"form_id\":\"the formId is a mock one\"}",
+            StatusCode::BAD_REQUEST,
+            "INVALID_ARGUMENT",
+        ),
+        (
+            Some(&*shopper),
+            "{\"form_id\":",
+            StatusCode::BAD_REQUEST,
+            "INVALID_JSON",
+        ),
+    ] {
+        let (got, error) = put(&app, authorization, body).await;
+        assert_eq!(
+            (got, error["code"].as_str()),
+            (status, Some(code)),
+            "{body}"
+        );
+    }
+    app.stop().await;
+}

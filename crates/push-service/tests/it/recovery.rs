@@ -1,1 +1,133 @@
+//! Workers die, stores go away: what was accepted is sent all the same.
 
+use std::time::Duration;
+
+use proto::push::v1::MessageState;
+use sandbox::Fault;
+use test_support::eventually;
+
+use crate::world::{AFTER_LEASE, Backend, NEWS, SOON, World, on_both, template};
+
+const TEMPLATE_SEND: &str = "/cgi-bin/message/template/send";
+
+on_both! {
+    async fn what_a_killed_worker_left_is_sent_by_another(backend: Backend) {
+        let mut world = World::start(backend).await;
+        let doomed = world.app().await;
+        let open_id = world.user(NEWS);
+        // The call is on the wire when its worker dies, and WeChat never carries it out.
+        world
+            .sandbox
+            .add_fault(Fault { delay_ms: Some(2_500), reset: true, ..Fault::at(TEMPLATE_SEND) })
+            .unwrap();
+        let accepted = doomed.send(template(&open_id)).await.unwrap();
+        doomed.until_state(&accepted.message_id, MessageState::Sending).await;
+        doomed.kill().await;
+
+        let app = world.app().await;
+        let sent = app
+            .until_within(AFTER_LEASE, &accepted.message_id, |message| message.state() == MessageState::Sent)
+            .await;
+        assert_eq!((sent.attempts, sent.possible_duplicate), (2, false));
+        assert_eq!(world.inbox(&open_id).len(), 1);
+        app.stop().await;
+    }
+
+    async fn what_was_accepted_while_nobody_delivers_is_sent_at_the_next_start(backend: Backend) {
+        let mut world = World::start(backend).await;
+        let app = world.app().await;
+        let open_id = world.user(NEWS);
+        world.tokens.set_away(true);
+        let mut ids = Vec::new();
+        for _ in 0..10 {
+            ids.push(app.send(template(&open_id)).await.unwrap().message_id);
+        }
+        app.kill().await;
+        world.tokens.set_away(false);
+        let app = world.app().await;
+        for id in &ids {
+            let sent = app.until_within(AFTER_LEASE, id, |message| message.state() == MessageState::Sent).await;
+            assert_eq!((sent.attempts, sent.possible_duplicate), (1, false));
+        }
+        assert_eq!(world.inbox(&open_id).len(), 10);
+        app.stop().await;
+    }
+
+    async fn replicas_share_the_queue_and_send_each_message_once(backend: Backend) {
+        let mut world = World::start(backend).await;
+        let apps = [world.app().await, world.app().await];
+        let open_id = world.user(NEWS);
+        let sends = (0..100).map(|number| apps[number % 2].send(template(&open_id)));
+        for accepted in futures_util::future::join_all(sends).await {
+            let sent = apps[0].until_state(&accepted.unwrap().message_id, MessageState::Sent).await;
+            assert_eq!(sent.attempts, 1);
+        }
+        assert_eq!(world.inbox(&open_id).len(), 100);
+        for app in apps {
+            app.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_redis_messages_are_accepted_and_leave_at_the_poll() {
+    let mut world = World::start(Backend::Servers).await;
+    let app = world.app().await;
+    let open_id = world.user(NEWS);
+    let redis = world.redis.as_ref().unwrap();
+    redis.kill();
+    let accepted = app.send(template(&open_id)).await.unwrap();
+    app.until_state(&accepted.message_id, MessageState::Sent)
+        .await;
+    redis.restart().await;
+    let accepted = app.send(template(&open_id)).await.unwrap();
+    app.until_state(&accepted.message_id, MessageState::Sent)
+        .await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn shutdown_ends_what_is_on_the_wire() {
+    let mut world = World::start(Backend::Embedded).await;
+    let app = world.app().await;
+    let open_id = world.user(NEWS);
+    world
+        .sandbox
+        .add_fault(Fault {
+            delay_ms: Some(1_500),
+            ..Fault::at(TEMPLATE_SEND)
+        })
+        .unwrap();
+    let accepted = app.send(template(&open_id)).await.unwrap();
+    app.until_state(&accepted.message_id, MessageState::Sending)
+        .await;
+    app.stop().await;
+    let app = world.app().await;
+    let message = app.get(&accepted.message_id).await;
+    assert_eq!((message.state(), message.attempts), (MessageState::Sent, 1));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_idle_worker_hears_the_doorbell_at_once() {
+    let mut world = World::start(Backend::Embedded).await;
+    let app = world.app().await;
+    let open_id = world.user(NEWS);
+    let first = app.send(template(&open_id)).await.unwrap();
+    app.until_state(&first.message_id, MessageState::Sent).await;
+    // Ten in a row would take ten polls, one a second, if each waited for one.
+    let started = tokio::time::Instant::now();
+    for _ in 0..10 {
+        let accepted = app.send(template(&open_id)).await.unwrap();
+        eventually("it is sent", SOON, async || {
+            app.get(&accepted.message_id).await.state() == MessageState::Sent
+        })
+        .await;
+    }
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+    app.stop().await;
+}
