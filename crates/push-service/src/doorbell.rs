@@ -105,3 +105,43 @@ impl Doorbell {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use test_support::{Redis, eventually};
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_ring_is_kept_until_somebody_listens() {
+        let doorbell = Doorbell::new(None).unwrap();
+        doorbell.ring().await;
+        doorbell.rung().await;
+        let silence = tokio::time::timeout(Duration::from_millis(50), doorbell.rung()).await;
+        assert!(silence.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_ring_wakes_the_other_replicas_also_after_redis_was_away() {
+        let redis = Redis::start().await;
+        let url = redis.url().into();
+        let (here, there) = (
+            Doorbell::new(Some(&url)).unwrap(),
+            Doorbell::new(Some(&url)).unwrap(),
+        );
+        let stop = CancellationToken::new();
+        let listening = TaskTracker::new().spawn(there.clone().run(stop.clone()));
+        let heard = async || {
+            here.ring().await;
+            tokio::time::timeout(Duration::from_millis(200), there.rung())
+                .await
+                .is_ok()
+        };
+        eventually("the ring is heard", Duration::from_secs(15), heard).await;
+        redis.restart().await;
+        eventually("the ring is heard again", Duration::from_secs(15), heard).await;
+        stop.cancel();
+        listening.await.unwrap().unwrap();
+    }
+}

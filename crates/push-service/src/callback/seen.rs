@@ -158,3 +158,79 @@ fn redis_key(app: &AppId, key: &str) -> String {
 fn expiry(life: Duration) -> SetExpiry {
     SetExpiry::PX(service_kit::clock::millis(life))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use test_support::Redis;
+
+    use super::*;
+
+    fn app(id: &str) -> AppId {
+        AppId::try_from(id).unwrap()
+    }
+
+    /// What both twins do.
+    async fn conforms(seen: Seen) {
+        let (shop, news) = (app("wx1"), app("wx2"));
+        assert_eq!(seen.claim(&shop, "push").await.unwrap(), Push::First);
+        assert_eq!(seen.claim(&shop, "push").await.unwrap(), Push::Underway);
+        assert_eq!(seen.claim(&shop, "other").await.unwrap(), Push::First);
+        assert_eq!(seen.claim(&news, "push").await.unwrap(), Push::First);
+        for answer in ["<xml>=你好</xml>", "success", ""] {
+            seen.answer(&shop, "push", answer).await.unwrap();
+            let repeat = seen.claim(&shop, "push").await.unwrap();
+            assert_eq!(repeat, Push::Answered(answer.to_owned()));
+        }
+        assert_eq!(seen.claim(&news, "push").await.unwrap(), Push::Underway);
+    }
+
+    #[tokio::test]
+    async fn memory_tells_repeats() {
+        conforms(Seen::memory(Clock::System)).await;
+    }
+
+    #[tokio::test]
+    async fn redis_tells_repeats_and_forgets() {
+        let redis = Redis::start().await;
+        let mut connection = service_kit::storage::redis(&redis.url().into()).unwrap();
+        conforms(Seen::Redis(connection.clone())).await;
+        for key in [
+            "wxhub:push:v1:{wx1}:seen:push",
+            "wxhub:push:v1:{wx1}:seen:other",
+        ] {
+            let life: i64 = redis::cmd("PTTL")
+                .arg(key)
+                .query_async(&mut connection)
+                .await
+                .unwrap();
+            assert!(life > 0 && life <= 60_000, "{key}: {life}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_outlives_wechats_repeats_and_a_handler_that_died_does_not() {
+        let seen = Seen::memory(Clock::tokio(UNIX_EPOCH));
+        assert_eq!(seen.claim(&app("wx1"), "died").await.unwrap(), Push::First);
+        assert_eq!(seen.claim(&app("wx1"), "done").await.unwrap(), Push::First);
+        seen.answer(&app("wx1"), "done", "success").await.unwrap();
+        tokio::time::advance(Duration::from_secs(16)).await;
+        assert_eq!(seen.claim(&app("wx1"), "died").await.unwrap(), Push::First);
+        let done = seen.claim(&app("wx1"), "done").await.unwrap();
+        assert_eq!(done, Push::Answered("success".to_owned()));
+        tokio::time::advance(ANSWERED).await;
+        assert_eq!(seen.claim(&app("wx1"), "done").await.unwrap(), Push::First);
+    }
+
+    #[tokio::test]
+    async fn memory_is_bounded() {
+        let memory = Arc::new(Mutex::new(Memory::default()));
+        let seen = Seen::Memory(Arc::clone(&memory), Clock::System);
+        for number in 0..MEMORY + 100 {
+            seen.claim(&app("wx1"), &number.to_string()).await.unwrap();
+        }
+        let memory = memory.lock().unwrap();
+        assert_eq!((memory.entries.len(), memory.order.len()), (MEMORY, MEMORY));
+    }
+}

@@ -204,3 +204,221 @@ pub(super) fn broken(message: &Message, why: String) -> Outcome {
         ambiguous_time: message.ambiguous_time,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use wechat::{ApiError, ErrCode};
+
+    use super::*;
+    use crate::message::{Customer, State, Template};
+
+    /// 2026-11-21 15:59:00 UTC: one minute before midnight in Beijing.
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_795_276_740)
+    }
+
+    const ENDPOINT: &str = "/cgi-bin/message/template/send";
+
+    fn circumstances(on_ambiguous: OnAmbiguous) -> Circumstances {
+        Circumstances {
+            on_ambiguous,
+            now: now(),
+            jitter: 0.5,
+        }
+    }
+
+    fn message() -> Message {
+        Message {
+            message_id: String::new(),
+            app_id: String::new(),
+            open_id: String::new(),
+            caller: String::new(),
+            request_id: None,
+            content: String::new(),
+            form_id: None,
+            state: State::Sending,
+            attempts: 1,
+            possible_duplicate: false,
+            errcode: 0,
+            errmsg: String::new(),
+            wechat_msg_id: None,
+            create_time: at(now()),
+            sent_time: None,
+            ambiguous_time: None,
+            next_attempt_time: None,
+            claim_id: None,
+        }
+    }
+
+    fn template() -> Content {
+        Content::Template(Template {
+            template_id: String::new(),
+            url: None,
+            mini_program: None,
+            data: Default::default(),
+        })
+    }
+
+    fn customer() -> Content {
+        Content::Customer(Customer::Text {
+            content: String::new(),
+            kf_account: None,
+        })
+    }
+
+    fn refused(errcode: i64) -> Attempt {
+        Attempt::Made(Err(wechat::Error::Api(ApiError {
+            endpoint: ENDPOINT,
+            errcode: ErrCode(errcode),
+            errmsg: "words of WeChat".to_owned(),
+            rid: None,
+        })))
+    }
+
+    fn timed_out() -> Attempt {
+        Attempt::Made(Err(wechat::Error::Timeout { endpoint: ENDPOINT }))
+    }
+
+    fn decide(attempt: &Attempt) -> Outcome {
+        after(
+            &message(),
+            &customer(),
+            1,
+            attempt,
+            circumstances(OnAmbiguous::AtMostOnce),
+        )
+    }
+
+    #[test]
+    fn wechats_code_decides() {
+        for errcode in [40001, 42001, 43108, 61450] {
+            let Next::Queued { delay } = decide(&refused(errcode)).next else {
+                panic!("{errcode} is not tried again");
+            };
+            assert_eq!(delay, Duration::from_millis(1_500), "{errcode}");
+        }
+        assert_eq!(
+            decide(&refused(45011)).next,
+            Next::Queued {
+                delay: Duration::from_millis(61_500)
+            }
+        );
+        // One minute until midnight, and half of the five minutes over which the day's messages are spread.
+        assert_eq!(
+            decide(&refused(45009)).next,
+            Next::Queued {
+                delay: Duration::from_secs(60 + 150)
+            }
+        );
+        for errcode in [40003, 43004, 40037, 41028, 47003, 12345] {
+            let outcome = decide(&refused(errcode));
+            assert_eq!((outcome.next, outcome.errcode), (Next::Failed, errcode));
+            assert_eq!(outcome.errmsg, "words of WeChat");
+        }
+        // 45065: it exists already, the aim is reached.
+        for attempt in [refused(45065), Attempt::Made(Ok(None))] {
+            assert!(matches!(decide(&attempt).next, Next::Sent { .. }));
+        }
+    }
+
+    #[test]
+    fn the_tenth_attempt_is_the_last() {
+        let decide = |attempts| {
+            let circumstances = circumstances(OnAmbiguous::AtLeastOnce);
+            after(
+                &message(),
+                &customer(),
+                attempts,
+                &refused(43108),
+                circumstances,
+            )
+            .next
+        };
+        assert!(matches!(decide(MAX_ATTEMPTS - 1), Next::Queued { .. }));
+        assert_eq!(decide(MAX_ATTEMPTS), Next::Failed);
+    }
+
+    #[test]
+    fn backoff_doubles_from_a_second_to_a_quarter_of_an_hour() {
+        assert_eq!(backoff(1, 0.0), Duration::from_secs(1));
+        assert_eq!(backoff(1, 1.0), Duration::from_secs(2));
+        assert_eq!(backoff(5, 1.0), Duration::from_secs(32));
+        assert_eq!(backoff(10, 1.0), Duration::from_secs(900));
+        assert_eq!(backoff(u32::MAX, 0.0), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn an_unknown_outcome_follows_the_apps_choice() {
+        for attempt in [timed_out(), refused(-1), Attempt::Lost] {
+            let decide = |content: &Content, on_ambiguous| {
+                after(
+                    &message(),
+                    content,
+                    1,
+                    &attempt,
+                    circumstances(on_ambiguous),
+                )
+            };
+            let outcome = decide(&customer(), OnAmbiguous::AtLeastOnce);
+            assert!(matches!(outcome.next, Next::Queued { .. }), "{attempt:?}");
+            assert!(outcome.possible_duplicate);
+            assert_eq!(outcome.ambiguous_time, Some(at(now())));
+
+            let outcome = decide(&customer(), OnAmbiguous::AtMostOnce);
+            assert_eq!(
+                (outcome.next, outcome.possible_duplicate),
+                (Next::Failed, false)
+            );
+            assert!(
+                outcome.errmsg.starts_with("OUTCOME_UNKNOWN: "),
+                "{}",
+                outcome.errmsg
+            );
+
+            // WeChat tells repeats of a template, so that nobody is told twice and nothing is given up.
+            let outcome = decide(&template(), OnAmbiguous::AtMostOnce);
+            assert!(matches!(outcome.next, Next::Queued { .. }), "{attempt:?}");
+            assert!(!outcome.possible_duplicate);
+        }
+    }
+
+    #[test]
+    fn a_template_is_guarded_for_nine_minutes_from_its_first_unknown_outcome() {
+        let decide = |age_s: i64, on_ambiguous| {
+            let mut message = message();
+            message.ambiguous_time = Some(at(now()) - chrono::TimeDelta::seconds(age_s));
+            let circumstances = circumstances(on_ambiguous);
+            let next = after(&message, &template(), 2, &timed_out(), circumstances);
+            assert_eq!(next.ambiguous_time, message.ambiguous_time);
+            let again = matches!(next.next, Next::Queued { .. });
+            (
+                before(&message, &template(), circumstances),
+                again,
+                next.possible_duplicate,
+            )
+        };
+        let within = 9 * 60 - 1;
+        assert_eq!(
+            decide(within, OnAmbiguous::AtMostOnce),
+            (Before::Send, true, false)
+        );
+        assert_eq!(
+            decide(within + 1, OnAmbiguous::AtMostOnce),
+            (Before::GiveUp, false, false)
+        );
+        assert_eq!(
+            decide(within + 1, OnAmbiguous::AtLeastOnce),
+            (Before::SendAgain, true, true)
+        );
+    }
+
+    #[test]
+    fn a_message_without_a_doubt_just_goes() {
+        for content in [template(), customer()] {
+            let decision = before(&message(), &content, circumstances(OnAmbiguous::AtMostOnce));
+            assert_eq!(decision, Before::Send);
+        }
+    }
+}

@@ -410,3 +410,90 @@ fn is_amount(text: &str) -> bool {
     };
     is_decimal(number, 10)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_checked_by_the_type_that_their_keyword_names() {
+        for (key, value) in [
+            ("thing1", "二十个字二十个字二十个字二十个字二十个字"),
+            ("number2", "-12.5"),
+            ("letter3", "abcXYZ"),
+            ("symbol4", "+-*/~"),
+            ("character_string5", "A-12 b!"),
+            ("amount6", "¥12.50"),
+            ("amount6", "12.5元"),
+            ("amount6", "$1234567890"),
+            ("phone_number7", "+86-0766-66888866"),
+            ("car_number8", "粤A8Z888挂"),
+            ("name9", "张三"),
+            ("phrase10", "配送中"),
+            ("time11", "15:01~16:00"),
+            ("date12", "2019年10月1日 15:01"),
+            ("enum13", "any"),
+            ("first", "anything at all that WeChat will judge itself"),
+        ] {
+            assert_eq!(value_problem(key, value), None, "{key}: {value}");
+        }
+        for (key, value) in [
+            ("thing1", "二十一个字二十个字二十个字二十个字二十个字"),
+            ("number2", "12a"),
+            ("number2", "1.2.3"),
+            ("letter3", "ab1"),
+            ("symbol4", "a"),
+            ("symbol4", "\n"),
+            ("character_string5", "字"),
+            ("amount6", "twelve"),
+            ("amount6", "¥12345678901"),
+            ("amount6", "元"),
+            ("phone_number7", "123456789012345678"),
+            ("car_number8", "123456789"),
+            ("name9", "一二三四五六七八九十一"),
+            ("phrase10", "一二三四五六"),
+            ("phrase10", "abc"),
+        ] {
+            assert!(value_problem(key, value).is_some(), "{key}: {value}");
+        }
+    }
+
+    #[test]
+    fn content_reads_back_as_it_was_written_and_shows_nothing_of_itself() {
+        let contents = [
+            Content::Template(Template {
+                template_id: "T".to_owned(),
+                url: Some("https://example.com".to_owned()),
+                mini_program: Some(Link {
+                    app_id: "wx1".to_owned(),
+                    page_path: "p".to_owned(),
+                }),
+                data: [("thing1".to_owned(), "secret \u{1f600}".to_owned())].into(),
+            }),
+            Content::Customer(Customer::Text {
+                content: "secret".to_owned(),
+                kf_account: None,
+            }),
+        ];
+        for content in contents {
+            assert!(Content::from_json(&content.to_json()).unwrap() == content);
+            assert_eq!(
+                format!("{content:?}"),
+                format!("Content({})", content.kind())
+            );
+        }
+    }
+
+    /// Rows outlive releases: what was stored by an earlier one must be read by the next.
+    #[test]
+    fn stored_contents_are_still_read() {
+        for json in [
+            r#"{"kind":"template","template_id":"T","url":null,"mini_program":{"app_id":"wx1","page_path":"p"},"data":{"thing1":"v"}}"#,
+            r#"{"kind":"subscribe","template_id":"T","page":"p","data":{"thing1":"v"},"mini_program_state":"trial","lang":"zh_CN"}"#,
+            r#"{"kind":"form_template","template_id":"T","page":null,"form_id":null,"data":{"keyword1":"v"},"emphasis_keyword":"keyword1"}"#,
+            r#"{"kind":"customer","msgtype":"text","content":"hi","kf_account":null}"#,
+        ] {
+            assert_eq!(Content::from_json(json).unwrap().to_json(), json);
+        }
+    }
+}
