@@ -1,0 +1,319 @@
+//! Where credentials are kept, who may refresh one, and how everybody hears of it.
+//!
+//! A refresh goes through four steps, each of which fails safely when the one before is too long ago: [`Store::claim`] takes
+//! the lease with an increasing fence, [`Store::begin`] records that WeChat is about to be called, and [`Store::write`] or
+//! [`Store::fail`] ends it. Redis and its twin in memory keep the same rules: one suite of tests runs over both.
+
+mod memory;
+mod redis;
+
+use std::time::{Duration, SystemTime};
+
+use ::redis::{RedisError, aio::ConnectionManager};
+use secrecy::SecretString;
+use service_kit::Sealer;
+use tokio_util::sync::CancellationToken;
+
+pub use self::memory::MemoryStore;
+pub(crate) use self::redis::RedisStore;
+use super::{Credential, Failure, Key, Policy, Times};
+
+/// How long a lease lasts. It is never renewed: whoever did not write within it has lost it.
+pub const LEASE: Duration = Duration::from_secs(5);
+/// A classic token whose predecessor's holder died within its call is verified by one more refresh after this long: the
+/// dead holder's request may have reached WeChat later (R15).
+const VERIFY_AFTER: Duration = Duration::from_secs(60);
+/// The same after a late writer was refused.
+const SUPERSEDED_AFTER: Duration = Duration::from_secs(30);
+/// Digests that are kept.
+const HISTORY: usize = 16;
+
+/// The store of every replica.
+#[derive(Debug, Clone)]
+pub enum Store {
+    /// In this process, for `wxhub dev`.
+    Memory(MemoryStore),
+    /// In Redis.
+    Redis(RedisStore),
+}
+
+/// What is stored of one credential.
+#[derive(Debug, Clone, Default)]
+pub struct Record {
+    /// The current one.
+    pub credential: Option<Credential>,
+    /// When one more refresh verifies that it is WeChat's newest.
+    pub verify: Option<SystemTime>,
+    /// Why the last refresh failed.
+    pub failure: Option<Failure>,
+    /// Calls to WeChat on the Beijing day of the last call.
+    pub calls: Calls,
+    /// Versions and digests of the last texts, newest last.
+    pub history: Vec<(u64, String)>,
+}
+
+impl Record {
+    /// The version of the current credential; 0 when there is none.
+    pub fn version(&self) -> u64 {
+        self.credential.as_ref().map_or(0, |held| held.version)
+    }
+
+    /// The version that a text had, by its digest.
+    pub fn version_of(&self, digest: &str) -> Option<u64> {
+        let found = self.history.iter().rev().find(|(_, known)| known == digest);
+        found.map(|(version, _)| *version)
+    }
+}
+
+/// Calls to WeChat on one day.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// Days since the epoch, in Beijing.
+    pub day: u64,
+    /// How many.
+    pub count: u32,
+}
+
+impl Calls {
+    /// How many there were on the day of `now`.
+    pub fn on(&self, now: SystemTime) -> u32 {
+        if self.day == beijing_day(now) {
+            self.count
+        } else {
+            0
+        }
+    }
+}
+
+/// The day that WeChat's quotas count by.
+pub(crate) fn beijing_day(now: SystemTime) -> u64 {
+    (service_kit::clock::since_epoch(now).as_secs() + 8 * 3600) / (24 * 3600)
+}
+
+/// Who asks for a lease, and for what.
+#[derive(Debug, Clone, Copy)]
+pub struct Claimant {
+    /// The version to be replaced, 0 for none: when the stored one is newer, there is nothing to do (R1).
+    pub replaces: u64,
+    /// The asker's wall time.
+    pub now: SystemTime,
+}
+
+/// The outcome of asking for a lease.
+#[derive(Debug)]
+pub enum Claim {
+    /// It is ours.
+    Granted(Lease),
+    /// Somebody else has it for so long.
+    Busy(Duration),
+    /// The stored version is newer than the one to be replaced.
+    Newer,
+}
+
+/// The right to refresh one credential once.
+#[derive(Debug, Clone, Copy)]
+pub struct Lease {
+    /// Larger than every one before.
+    pub fence: u64,
+    /// The holder before died within its call to WeChat.
+    pub takeover: bool,
+}
+
+/// The outcome of announcing a call to WeChat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// Go ahead.
+    Granted,
+    /// The lease is lost.
+    Lost,
+    /// A forced refresh is not allowed now.
+    NotForced,
+}
+
+/// The budget of forced refreshes: at most so many a Beijing day, 30 s apart.
+#[derive(Debug, Clone, Copy)]
+pub struct ForceLimit(pub u32);
+
+/// Forced refreshes that WeChat honours are so far apart.
+const FORCE_APART: Duration = Duration::from_secs(30);
+
+/// A credential to be stored.
+#[derive(Debug, Clone)]
+pub struct Fresh {
+    /// The text.
+    pub secret: SecretString,
+    /// How it lives.
+    pub policy: Policy,
+    /// When.
+    pub times: Times,
+    /// The highest version that the writer ever held: what is stored grows beyond it, even when Redis came back empty.
+    pub highest: u64,
+}
+
+/// The outcome of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// Stored under this version.
+    Stored(u64),
+    /// A newer holder has written already: nothing changed.
+    Superseded,
+}
+
+/// Something happened in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// This credential changed, or its refresh failed.
+    Changed(Key),
+    /// Events may have been missed: look at everything.
+    Missed,
+}
+
+/// Why the store is of no use now.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Redis does not answer, or not as it should.
+    #[error("Redis does not answer")]
+    Redis(#[from] RedisError),
+    /// What is stored cannot be read, for example because it was sealed under another master key.
+    #[error("the stored {key} cannot be read: {problem}")]
+    Unreadable {
+        /// Which credential.
+        key: Key,
+        /// Why.
+        problem: String,
+    },
+}
+
+impl Store {
+    /// A store in this process.
+    pub fn in_memory() -> Self {
+        Self::Memory(MemoryStore::default())
+    }
+
+    /// A store in Redis; `client` opens the connection that events come by.
+    pub fn in_redis(
+        connection: ConnectionManager,
+        client: ::redis::Client,
+        sealer: Sealer,
+    ) -> Self {
+        Self::Redis(RedisStore::new(connection, client, sealer))
+    }
+
+    /// What is stored, if anything ever was.
+    ///
+    /// # Errors
+    /// [`Error`] when the store does not answer or the value cannot be read.
+    pub async fn load(&self, key: &Key) -> Result<Option<Record>, Error> {
+        match self {
+            Self::Memory(store) => Ok(store.load(key)),
+            Self::Redis(store) => store.load(key).await,
+        }
+    }
+
+    /// Takes the lease, unless somebody has it or the work is done.
+    ///
+    /// # Errors
+    /// [`Error::Redis`].
+    pub async fn claim(&self, key: &Key, claimant: Claimant) -> Result<Claim, Error> {
+        match self {
+            Self::Memory(store) => Ok(store.claim(key, claimant)),
+            Self::Redis(store) => store.claim(key, claimant).await,
+        }
+    }
+
+    /// Records that WeChat is called now, right before it is.
+    ///
+    /// # Errors
+    /// [`Error::Redis`].
+    pub async fn begin(
+        &self,
+        key: &Key,
+        lease: Lease,
+        force: Option<ForceLimit>,
+        now: SystemTime,
+    ) -> Result<Begin, Error> {
+        match self {
+            Self::Memory(store) => Ok(store.begin(key, lease, force, now)),
+            Self::Redis(store) => store.begin(key, lease, force, now).await,
+        }
+    }
+
+    /// Stores what WeChat answered, ends the lease and tells everybody; refused when a newer holder has written (R4).
+    ///
+    /// # Errors
+    /// [`Error::Redis`].
+    pub async fn write(
+        &self,
+        key: &Key,
+        lease: Lease,
+        fresh: &Fresh,
+        now: SystemTime,
+    ) -> Result<Written, Error> {
+        match self {
+            Self::Memory(store) => Ok(store.write(key, lease, fresh, now)),
+            Self::Redis(store) => store.write(key, lease, fresh, now).await,
+        }
+    }
+
+    /// Records a failure, ends the lease and tells everybody. `ambiguous`: WeChat may have carried the call out.
+    ///
+    /// # Errors
+    /// [`Error::Redis`].
+    pub async fn fail(
+        &self,
+        key: &Key,
+        lease: Lease,
+        failure: &Failure,
+        ambiguous: bool,
+    ) -> Result<(), Error> {
+        match self {
+            Self::Memory(store) => {
+                store.fail(key, lease, failure, ambiguous);
+                Ok(())
+            }
+            Self::Redis(store) => store.fail(key, lease, failure, ambiguous).await,
+        }
+    }
+
+    /// Gives the lease back, with nothing to tell.
+    ///
+    /// # Errors
+    /// [`Error::Redis`].
+    pub async fn release(&self, key: &Key, lease: Lease) -> Result<(), Error> {
+        match self {
+            Self::Memory(store) => {
+                store.release(key, lease);
+                Ok(())
+            }
+            Self::Redis(store) => store.release(key, lease).await,
+        }
+    }
+
+    /// Puts back what this replica holds and the store has lost; a newer version there stays.
+    ///
+    /// # Errors
+    /// [`Error::Redis`].
+    pub async fn restore(&self, key: &Key, held: &Credential) -> Result<(), Error> {
+        match self {
+            Self::Memory(store) => {
+                store.restore(key, held);
+                Ok(())
+            }
+            Self::Redis(store) => store.restore(key, held).await,
+        }
+    }
+
+    /// Tells `on_event` what happens, until `stop` is cancelled.
+    pub async fn follow(&self, stop: &CancellationToken, on_event: impl FnMut(Event) + Send) {
+        match self {
+            Self::Memory(store) => store.follow(stop, on_event).await,
+            Self::Redis(store) => store.follow(stop, on_event).await,
+        }
+    }
+}
+
+/// When the value that is written now is to be verified.
+fn verify_at(policy: Policy, lease: Lease, now: SystemTime) -> Option<SystemTime> {
+    (policy == Policy::Classic && lease.takeover).then(|| now + VERIFY_AFTER)
+}
+

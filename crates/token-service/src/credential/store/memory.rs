@@ -1,0 +1,229 @@
+//! The twin of Redis within one process.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use service_kit::clock::{millis, since_epoch};
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Begin, Calls, Claim, Claimant, Event, FORCE_APART, ForceLimit, Fresh, HISTORY, LEASE, Lease,
+    Record, SUPERSEDED_AFTER, Written, beijing_day, verify_at,
+};
+use crate::credential::{Credential, Failure, Key, Policy, digest};
+
+/// Events that a slow follower may lag behind; beyond that it looks at everything.
+const BACKLOG: usize = 1_024;
+
+/// Credentials in memory; clones share them.
+#[derive(Debug, Clone)]
+pub struct MemoryStore {
+    entries: Arc<Mutex<HashMap<Key, Entry>>>,
+    events: broadcast::Sender<Event>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    record: Record,
+    /// The fence that was granted last, and the one that wrote last.
+    granted: u64,
+    written: u64,
+    /// The holder's fence and when its lease ends.
+    lease: Option<(u64, SystemTime)>,
+    /// The fence of a call that began and did not end.
+    begun: Option<u64>,
+    forced: Calls,
+    forced_at: Option<SystemTime>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self {
+            entries: Arc::default(),
+            events: broadcast::Sender::new(BACKLOG),
+        }
+    }
+}
+
+impl MemoryStore {
+    fn entries(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, key: &Key) {
+        // Nobody may be listening.
+        let _ = self.events.send(Event::Changed(key.clone()));
+    }
+
+    pub(super) fn load(&self, key: &Key) -> Option<Record> {
+        self.entries().get(key).map(|entry| entry.record.clone())
+    }
+
+    pub(super) fn claim(&self, key: &Key, Claimant { replaces, now }: Claimant) -> Claim {
+        let mut entries = self.entries();
+        let entry = entries.entry(key.clone()).or_default();
+        if entry.record.version() > replaces {
+            return Claim::Newer;
+        }
+        if let Some((_, until)) = entry.lease
+            && until > now
+        {
+            return Claim::Busy(until.duration_since(now).unwrap_or_default());
+        }
+        let fence = entry.granted.max(replaces).max(millis(since_epoch(now))) + 1;
+        entry.granted = fence;
+        entry.lease = Some((fence, now + LEASE));
+        let takeover = entry.begun.is_some();
+        Claim::Granted(Lease { fence, takeover })
+    }
+
+    pub(super) fn begin(
+        &self,
+        key: &Key,
+        lease: Lease,
+        force: Option<ForceLimit>,
+        now: SystemTime,
+    ) -> Begin {
+        let mut entries = self.entries();
+        let entry = entries.entry(key.clone()).or_default();
+        if !entry.holds(lease) || entry.lease.is_some_and(|(_, until)| until <= now) {
+            return Begin::Lost;
+        }
+        let day = beijing_day(now);
+        if let Some(ForceLimit(limit)) = force {
+            let early = entry.forced_at.is_some_and(|last| now < last + FORCE_APART);
+            if early || entry.forced.on(now) >= limit {
+                return Begin::NotForced;
+            }
+            entry.forced = Calls {
+                day,
+                count: entry.forced.on(now) + 1,
+            };
+            entry.forced_at = Some(now);
+        }
+        entry.record.calls = Calls {
+            day,
+            count: entry.record.calls.on(now) + 1,
+        };
+        entry.begun = Some(lease.fence);
+        Begin::Granted
+    }
+
+    pub(super) fn write(&self, key: &Key, lease: Lease, fresh: &Fresh, now: SystemTime) -> Written {
+        let mut entries = self.entries();
+        let entry = entries.entry(key.clone()).or_default();
+        let written = entry.write(lease, fresh, now);
+        drop(entries);
+        self.tell(key);
+        written
+    }
+
+    pub(super) fn fail(&self, key: &Key, lease: Lease, failure: &Failure, ambiguous: bool) {
+        let mut entries = self.entries();
+        let entry = entries.entry(key.clone()).or_default();
+        if !entry.holds(lease) {
+            return;
+        }
+        entry.record.failure = Some(failure.clone());
+        if !ambiguous && !lease.takeover {
+            entry.begun = None;
+        }
+        entry.lease = None;
+        drop(entries);
+        self.tell(key);
+    }
+
+    pub(super) fn release(&self, key: &Key, lease: Lease) {
+        if let Some(entry) = self.entries().get_mut(key)
+            && entry.holds(lease)
+        {
+            entry.lease = None;
+        }
+    }
+
+    pub(super) fn restore(&self, key: &Key, held: &Credential) {
+        let mut entries = self.entries();
+        let entry = entries.entry(key.clone()).or_default();
+        if entry.record.version() >= held.version {
+            return;
+        }
+        entry.record.remember(held.version, held.digest());
+        entry.record.credential = Some(held.clone());
+        drop(entries);
+        self.tell(key);
+    }
+
+    pub(super) async fn follow(
+        &self,
+        stop: &CancellationToken,
+        mut on_event: impl FnMut(Event) + Send,
+    ) {
+        let mut events = self.events.subscribe();
+        on_event(Event::Missed);
+        while let Some(event) = stop.run_until_cancelled(events.recv()).await {
+            match event {
+                Ok(event) => on_event(event),
+                Err(RecvError::Lagged(_)) => on_event(Event::Missed),
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn holds(&self, lease: Lease) -> bool {
+        self.lease.is_some_and(|(fence, _)| fence == lease.fence)
+    }
+
+    fn write(&mut self, lease: Lease, fresh: &Fresh, now: SystemTime) -> Written {
+        if lease.fence < self.written {
+            if fresh.policy == Policy::Classic {
+                self.record.verify = Some(now + SUPERSEDED_AFTER);
+            }
+            return Written::Superseded;
+        }
+        let digest = digest(&fresh.secret);
+        let stored = self.record.version();
+        let same = self
+            .record
+            .credential
+            .as_ref()
+            .is_some_and(|stored| stored.digest() == digest);
+        let version = if same {
+            stored
+        } else {
+            let version = stored.max(fresh.highest).max(millis(since_epoch(now))) + 1;
+            self.record.remember(version, digest);
+            version
+        };
+        self.record.credential = Some(Credential {
+            secret: fresh.secret.clone(),
+            version,
+            policy: fresh.policy,
+            times: fresh.times,
+        });
+        self.record.verify = verify_at(fresh.policy, lease, now);
+        self.record.failure = None;
+        self.written = lease.fence;
+        if self.begun.is_some_and(|begun| begun <= lease.fence) {
+            self.begun = None;
+        }
+        if self.holds(lease) {
+            self.lease = None;
+        }
+        Written::Stored(version)
+    }
+}
+
+impl Record {
+    fn remember(&mut self, version: u64, digest: String) {
+        self.history.push((version, digest));
+        if self.history.len() > HISTORY {
+            self.history.remove(0);
+        }
+    }
+}

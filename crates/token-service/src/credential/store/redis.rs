@@ -1,0 +1,466 @@
+//! Credentials in Redis: two keys of one hash tag for each, and scripts that touch no others.
+//!
+//! `wxhub:token:v1:{<app_id>}:<kind>` is a hash, what [`Record`] says and what the scripts need to know; it lives for two days
+//! from the last step of a refresh, longer than any credential and than the day its counters count.
+//! `wxhub:token:v1:{<app_id>}:<kind>:lease` holds the fence of who may refresh it, for as long as the lease.
+//! The channel `wxhub:token:v1:changed` tells `<app_id>:<kind>` of each change.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use futures_util::StreamExt as _;
+use redis::{Client, RedisResult, Script, ScriptInvocation, aio::ConnectionManager};
+use secrecy::{ExposeSecret as _, SecretString};
+use service_kit::{
+    Sealer,
+    clock::{millis, since_epoch},
+    storage::REDIS_TIMEOUT,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::{
+    Begin, Calls, Claim, Claimant, Error, Event, FORCE_APART, ForceLimit, Fresh, HISTORY, LEASE,
+    Lease, Record, SUPERSEDED_AFTER, Written, beijing_day, verify_at,
+};
+use crate::credential::{Credential, Failure, Key, Kind, Policy, Times, digest};
+
+const CHANNEL: &str = "wxhub:token:v1:changed";
+/// How long a record lives from its last change.
+const RECORD_TTL: Duration = Duration::from_secs(2 * 24 * 3600);
+/// Between two attempts to hear events again.
+const RECONNECT: Duration = Duration::from_millis(500);
+
+/// Takes the lease. Numbers of up to 2^53 survive Lua's doubles: versions are Unix milliseconds.
+const CLAIM: &str = r"
+local version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
+local replaces, now = tonumber(ARGV[1]), tonumber(ARGV[2])
+if version > replaces then return {'newer'} end
+local granted = tonumber(redis.call('HGET', KEYS[1], 'granted') or '0')
+local fence = string.format('%.0f', math.max(granted, replaces, now) + 1)
+if not redis.call('SET', KEYS[2], fence, 'NX', 'PX', ARGV[3]) then
+  return {'busy', tostring(redis.call('PTTL', KEYS[2]))}
+end
+redis.call('HSET', KEYS[1], 'granted', fence)
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return {'granted', fence, tostring(redis.call('HEXISTS', KEYS[1], 'begun'))}
+";
+
+/// Counts a call to WeChat and marks it as begun. ARGV: fence, now, day, forced refreshes allowed or -1, milliseconds between two.
+const BEGIN: &str = r"
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'lost' end
+local limit = tonumber(ARGV[4])
+if limit >= 0 then
+  local last = tonumber(redis.call('HGET', KEYS[1], 'forced_at') or '0')
+  local count = 0
+  if redis.call('HGET', KEYS[1], 'forced_day') == ARGV[3] then
+    count = tonumber(redis.call('HGET', KEYS[1], 'forced'))
+  end
+  if tonumber(ARGV[2]) < last + tonumber(ARGV[5]) or count >= limit then return 'not forced' end
+  redis.call('HSET', KEYS[1], 'forced_at', ARGV[2], 'forced_day', ARGV[3], 'forced', count + 1)
+end
+local calls = 0
+if redis.call('HGET', KEYS[1], 'day') == ARGV[3] then
+  calls = tonumber(redis.call('HGET', KEYS[1], 'calls'))
+end
+redis.call('HSET', KEYS[1], 'day', ARGV[3], 'calls', calls + 1, 'begun', ARGV[1])
+return 'granted'
+";
+
+/// Stores a value. ARGV: fence, now, highest version held, digest, sealed text, policy, refresh, expire, floor, when to verify
+/// or empty, when to verify what supersedes it or empty, lifetime, digests kept, channel, message.
+const WRITE: &str = r"
+if tonumber(ARGV[1]) < tonumber(redis.call('HGET', KEYS[1], 'written') or '0') then
+  if ARGV[11] ~= '' then
+    redis.call('HSET', KEYS[1], 'verify', ARGV[11])
+    redis.call('PUBLISH', ARGV[14], ARGV[15])
+  end
+  return 'superseded'
+end
+local version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
+if redis.call('HGET', KEYS[1], 'digest') ~= ARGV[4] then
+  version = math.max(version, tonumber(ARGV[3]), tonumber(ARGV[2])) + 1
+  local kept = {}
+  for entry in string.gmatch(redis.call('HGET', KEYS[1], 'history') or '', '%S+') do kept[#kept + 1] = entry end
+  kept[#kept + 1] = string.format('%.0f', version) .. ':' .. ARGV[4]
+  while #kept > tonumber(ARGV[13]) do table.remove(kept, 1) end
+  redis.call('HSET', KEYS[1], 'history', table.concat(kept, ' '))
+end
+version = string.format('%.0f', version)
+redis.call('HSET', KEYS[1], 'written', ARGV[1], 'version', version, 'digest', ARGV[4], 'secret', ARGV[5], 'policy', ARGV[6],
+  'refresh', ARGV[7], 'expire', ARGV[8], 'floor', ARGV[9])
+redis.call('HDEL', KEYS[1], 'failure', 'verify')
+if ARGV[10] ~= '' then redis.call('HSET', KEYS[1], 'verify', ARGV[10]) end
+local begun = redis.call('HGET', KEYS[1], 'begun')
+if begun and tonumber(begun) <= tonumber(ARGV[1]) then redis.call('HDEL', KEYS[1], 'begun') end
+if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[12])
+redis.call('PUBLISH', ARGV[14], ARGV[15])
+return version
+";
+
+/// Records a failure. ARGV: fence, failure, whether the call may have been carried out, lifetime, channel, message.
+const FAIL: &str = r"
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return end
+redis.call('HSET', KEYS[1], 'failure', ARGV[2])
+if ARGV[3] == '0' then redis.call('HDEL', KEYS[1], 'begun') end
+redis.call('DEL', KEYS[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('PUBLISH', ARGV[5], ARGV[6])
+";
+
+/// Gives the lease back. ARGV: fence.
+const RELEASE: &str = r"
+if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
+";
+
+/// Puts a lost value back. ARGV: version, digest, sealed text, policy, refresh, expire, floor, lifetime, channel, message.
+const RESTORE: &str = r"
+if tonumber(redis.call('HGET', KEYS[1], 'version') or '0') >= tonumber(ARGV[1]) then return end
+local history = redis.call('HGET', KEYS[1], 'history') or ''
+redis.call('HSET', KEYS[1], 'version', ARGV[1], 'digest', ARGV[2], 'secret', ARGV[3], 'policy', ARGV[4], 'refresh', ARGV[5],
+  'expire', ARGV[6], 'floor', ARGV[7], 'history', history .. ' ' .. ARGV[1] .. ':' .. ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[8])
+redis.call('PUBLISH', ARGV[9], ARGV[10])
+";
+
+/// Credentials in Redis; clones share the connection.
+#[derive(Clone)]
+pub struct RedisStore {
+    connection: ConnectionManager,
+    client: Client,
+    sealer: Sealer,
+    scripts: Arc<Scripts>,
+}
+
+struct Scripts {
+    claim: Script,
+    begin: Script,
+    write: Script,
+    fail: Script,
+    release: Script,
+    restore: Script,
+}
+
+impl std::fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisStore").finish_non_exhaustive()
+    }
+}
+
+impl RedisStore {
+    pub(super) fn new(connection: ConnectionManager, client: Client, sealer: Sealer) -> Self {
+        let scripts = Scripts {
+            claim: Script::new(CLAIM),
+            begin: Script::new(BEGIN),
+            write: Script::new(WRITE),
+            fail: Script::new(FAIL),
+            release: Script::new(RELEASE),
+            restore: Script::new(RESTORE),
+        };
+        Self {
+            connection,
+            client,
+            sealer,
+            scripts: Arc::new(scripts),
+        }
+    }
+
+    pub(super) async fn load(&self, key: &Key) -> Result<Option<Record>, Error> {
+        let mut connection = self.connection.clone();
+        let fields: HashMap<String, String> = redis::cmd("HGETALL")
+            .arg(record_key(key))
+            .query_async(&mut connection)
+            .await?;
+        if fields.is_empty() {
+            return Ok(None);
+        }
+        self.record(key, &fields).map(Some)
+    }
+
+    pub(super) async fn claim(
+        &self,
+        key: &Key,
+        Claimant { replaces, now }: Claimant,
+    ) -> Result<Claim, Error> {
+        let mut call = self.scripts.claim.key(record_key(key));
+        call.key(lease_key(key))
+            .arg(replaces)
+            .arg(unix(now))
+            .arg(millis(LEASE))
+            .arg(millis(RECORD_TTL));
+        let answer: Vec<String> = self.invoke(&call).await?;
+        let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
+        match answer.as_slice() {
+            ["newer"] => Ok(Claim::Newer),
+            ["busy", left] => Ok(Claim::Busy(Duration::from_millis(
+                left.parse().unwrap_or_default(),
+            ))),
+            ["granted", fence, begun] => Ok(Claim::Granted(Lease {
+                fence: fence.parse().map_err(|_| unreadable(key, "fence"))?,
+                takeover: *begun == "1",
+            })),
+            _ => Err(unreadable(key, "answer of the claim")),
+        }
+    }
+
+    pub(super) async fn begin(
+        &self,
+        key: &Key,
+        lease: Lease,
+        force: Option<ForceLimit>,
+        now: SystemTime,
+    ) -> Result<Begin, Error> {
+        let mut call = self.scripts.begin.key(record_key(key));
+        call.key(lease_key(key))
+            .arg(lease.fence)
+            .arg(unix(now))
+            .arg(beijing_day(now))
+            .arg(force.map_or(-1, |ForceLimit(limit)| i64::from(limit)))
+            .arg(millis(FORCE_APART));
+        let answer: String = self.invoke(&call).await?;
+        match answer.as_str() {
+            "granted" => Ok(Begin::Granted),
+            "lost" => Ok(Begin::Lost),
+            "not forced" => Ok(Begin::NotForced),
+            _ => Err(unreadable(key, "answer of the call's begin")),
+        }
+    }
+
+    pub(super) async fn write(
+        &self,
+        key: &Key,
+        lease: Lease,
+        fresh: &Fresh,
+        now: SystemTime,
+    ) -> Result<Written, Error> {
+        let verify = verify_at(fresh.policy, lease, now);
+        let superseded = (fresh.policy == Policy::Classic).then(|| now + SUPERSEDED_AFTER);
+        let mut call = self.scripts.write.key(record_key(key));
+        call.key(lease_key(key))
+            .arg(lease.fence)
+            .arg(unix(now))
+            .arg(fresh.highest)
+            .arg(digest(&fresh.secret))
+            .arg(self.seal(key, &fresh.secret))
+            .arg(fresh.policy.as_str())
+            .arg(unix(fresh.times.refresh))
+            .arg(unix(fresh.times.expire))
+            .arg(unix(fresh.times.floor))
+            .arg(
+                verify
+                    .map(unix)
+                    .map_or_else(String::new, |at| at.to_string()),
+            )
+            .arg(
+                superseded
+                    .map(unix)
+                    .map_or_else(String::new, |at| at.to_string()),
+            )
+            .arg(millis(RECORD_TTL))
+            .arg(HISTORY)
+            .arg(CHANNEL)
+            .arg(key.to_string());
+        let answer: String = self.invoke(&call).await?;
+        if answer == "superseded" {
+            return Ok(Written::Superseded);
+        }
+        let version = answer.parse().map_err(|_| unreadable(key, "version"))?;
+        Ok(Written::Stored(version))
+    }
+
+    pub(super) async fn fail(
+        &self,
+        key: &Key,
+        lease: Lease,
+        failure: &Failure,
+        ambiguous: bool,
+    ) -> Result<(), Error> {
+        let failure =
+            serde_json::to_string(failure).map_err(|error| unreadable(key, &error.to_string()))?;
+        let mut call = self.scripts.fail.key(record_key(key));
+        call.key(lease_key(key))
+            .arg(lease.fence)
+            .arg(failure)
+            .arg(u8::from(ambiguous || lease.takeover))
+            .arg(millis(RECORD_TTL))
+            .arg(CHANNEL)
+            .arg(key.to_string());
+        Ok(self.invoke(&call).await?)
+    }
+
+    pub(super) async fn release(&self, key: &Key, lease: Lease) -> Result<(), Error> {
+        let mut call = self.scripts.release.key(record_key(key));
+        call.key(lease_key(key)).arg(lease.fence);
+        Ok(self.invoke(&call).await?)
+    }
+
+    pub(super) async fn restore(&self, key: &Key, held: &Credential) -> Result<(), Error> {
+        let mut call = self.scripts.restore.key(record_key(key));
+        call.key(lease_key(key))
+            .arg(held.version)
+            .arg(held.digest())
+            .arg(self.seal(key, &held.secret))
+            .arg(held.policy.as_str())
+            .arg(unix(held.times.refresh))
+            .arg(unix(held.times.expire))
+            .arg(unix(held.times.floor))
+            .arg(millis(RECORD_TTL))
+            .arg(CHANNEL)
+            .arg(key.to_string());
+        Ok(self.invoke(&call).await?)
+    }
+
+    pub(super) async fn follow(
+        &self,
+        stop: &CancellationToken,
+        mut on_event: impl FnMut(Event) + Send,
+    ) {
+        let mut told = false;
+        loop {
+            let Some(ended) = stop.run_until_cancelled(self.listen(&mut on_event)).await else {
+                return;
+            };
+            // Once an outage is enough; polling goes on meanwhile.
+            match ended {
+                Ok(()) => told = false,
+                Err(error) if !told => {
+                    warn!(error = %error, "Redis tells no changes: polling alone brings them");
+                    told = true;
+                }
+                Err(_) => {}
+            }
+            if stop
+                .run_until_cancelled(tokio::time::sleep(RECONNECT))
+                .await
+                .is_none()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Ends when the connection does.
+    async fn listen(&self, on_event: &mut (impl FnMut(Event) + Send)) -> RedisResult<()> {
+        let connect = async {
+            let mut events = self.client.get_async_pubsub().await?;
+            events.subscribe(CHANNEL).await?;
+            RedisResult::Ok(events)
+        };
+        let timed_out = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
+        let events = tokio::time::timeout(REDIS_TIMEOUT, connect)
+            .await
+            .map_err(timed_out)??;
+        on_event(Event::Missed);
+        let mut messages = events.into_on_message();
+        while let Some(message) = messages.next().await {
+            let message: String = message.get_payload()?;
+            on_event(parse_key(&message).map_or(Event::Missed, Event::Changed));
+        }
+        Ok(())
+    }
+
+    async fn invoke<T: redis::FromRedisValue>(
+        &self,
+        call: &ScriptInvocation<'_>,
+    ) -> RedisResult<T> {
+        call.invoke_async(&mut self.connection.clone()).await
+    }
+
+    fn seal(&self, key: &Key, secret: &SecretString) -> String {
+        self.sealer
+            .seal(&context(key), secret.expose_secret().as_bytes())
+    }
+
+    fn record(&self, key: &Key, fields: &HashMap<String, String>) -> Result<Record, Error> {
+        let number = |name: &'static str| -> Result<Option<u64>, Error> {
+            let field = fields.get(name).map(|text| text.parse());
+            field.transpose().map_err(|_| unreadable(key, name))
+        };
+        let moment = |name| Ok::<_, Error>(number(name)?.map(at));
+        let required = |name| moment(name)?.ok_or_else(|| unreadable(key, name));
+        let credential = match (fields.get("secret"), number("version")?) {
+            (Some(sealed), Some(version)) => {
+                let secret = self
+                    .sealer
+                    .open(&context(key), sealed)
+                    .map_err(|error| unreadable(key, &error.to_string()))?;
+                let secret =
+                    String::from_utf8(secret).map_err(|_| unreadable(key, "not a text"))?;
+                let policy = fields
+                    .get("policy")
+                    .and_then(|name| Policy::from_name(name));
+                Some(Credential {
+                    secret: secret.into(),
+                    version,
+                    policy: policy.ok_or_else(|| unreadable(key, "policy"))?,
+                    times: Times {
+                        refresh: required("refresh")?,
+                        expire: required("expire")?,
+                        floor: required("floor")?,
+                    },
+                })
+            }
+            _ => None,
+        };
+        let failure = fields.get("failure").map(|text| serde_json::from_str(text));
+        let history = fields.get("history").map_or("", String::as_str);
+        let history = history.split_whitespace().filter_map(|entry| {
+            let (version, digest) = entry.split_once(':')?;
+            Some((version.parse().ok()?, digest.to_owned()))
+        });
+        Ok(Record {
+            credential,
+            verify: moment("verify")?,
+            failure: failure
+                .transpose()
+                .map_err(|_| unreadable(key, "failure"))?,
+            calls: Calls {
+                day: number("day")?.unwrap_or_default(),
+                count: number("calls")?
+                    .and_then(|count| count.try_into().ok())
+                    .unwrap_or_default(),
+            },
+            history: history.collect(),
+        })
+    }
+}
+
+fn record_key(Key { app, kind }: &Key) -> String {
+    format!("wxhub:token:v1:{{{app}}}:{}", kind.as_str())
+}
+
+fn lease_key(key: &Key) -> String {
+    format!("{}:lease", record_key(key))
+}
+
+/// What a sealed text is bound to.
+fn context(key: &Key) -> String {
+    format!("token-service {key}")
+}
+
+fn parse_key(text: &str) -> Option<Key> {
+    let (app, kind) = text.split_once(':')?;
+    Some(Key {
+        app: app.parse().ok()?,
+        kind: Kind::from_name(kind)?,
+    })
+}
+
+fn unreadable(key: &Key, problem: &str) -> Error {
+    Error::Unreadable {
+        key: key.clone(),
+        problem: problem.to_owned(),
+    }
+}
+
+fn unix(time: SystemTime) -> u64 {
+    millis(since_epoch(time))
+}
+
+fn at(unix: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(unix)
+}

@@ -1,0 +1,183 @@
+//! Refreshing: one task for each credential, one lease for each refresh, one call to WeChat for any number of callers.
+//!
+//! The task is the single flight within this replica, the lease the one across replicas. A call that began is never
+//! given up because its callers left.
+
+mod attempt;
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use secrecy::zeroize::Zeroizing;
+use service_kit::{App, catalog::TokenMode};
+use sha2::{Digest as _, Sha256};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span, info_span, warn};
+
+use self::attempt::{Attempt, Goal};
+use crate::{
+    broker::{Broker, Fresh},
+    credential::{
+        Policy,
+        slot::{Slot, State, Wish},
+    },
+    error::Error,
+};
+
+/// The longest sleep: timers stand still while the machine is suspended, and wall clocks jump.
+const NAP: Duration = Duration::from_secs(10);
+/// After a refresh that could not even begin, the next waits this long, give or take half.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs the refresher of every slot until `stop` is cancelled.
+///
+/// # Errors
+/// None: a refresher that panics ends the service.
+///
+/// # Panics
+/// When a refresher did.
+pub async fn run(
+    broker: Broker,
+    mut fresh: Fresh,
+    stop: CancellationToken,
+) -> Result<(), Infallible> {
+    let mut refreshers = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(slot) = fresh.0.recv() => {
+                refreshers.spawn(Refresher { broker: broker.clone(), slot }.run(stop.clone()));
+            }
+            Some(ended) = refreshers.join_next() => propagate(ended),
+        }
+    }
+    while let Some(ended) = refreshers.join_next().await {
+        propagate(ended);
+    }
+    Ok(())
+}
+
+fn propagate(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && let Ok(panic) = error.try_into_panic()
+    {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// How the app's settings bear on its refreshes, as one short text: a failure counts only for the settings it was made with.
+pub(crate) fn settings(app: &App) -> String {
+    let secret = app.secret.as_ref().map_or("", |secret| secret.expose());
+    let text = Zeroizing::new(format!("{:?} {secret}", app.token_mode));
+    let mut hash = hex::encode(Sha256::digest(text.as_bytes()));
+    hash.truncate(16);
+    hash
+}
+
+struct Refresher {
+    broker: Broker,
+    slot: Arc<Slot>,
+}
+
+impl Refresher {
+    async fn run(self, stop: CancellationToken) {
+        let mut changes = self.slot.changes();
+        let mut catalog = self.broker.catalog().changes();
+        let mut pause = None;
+        loop {
+            changes.mark_unchanged();
+            let due = self.due(&self.slot.state(), pause);
+            let wish = tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.slot.gone.cancelled() => return,
+                wish = self.slot.wished() => Some(wish),
+                () = self.sleep_until(due) => None,
+                Ok(()) = changes.changed() => continue,
+                Ok(()) = catalog.changed() => continue,
+            };
+            if wish.is_none() && due.is_none_or(|due| self.broker.clock().now() < due) {
+                continue;
+            }
+            pause = None;
+            // Shutdown waits for a call that began: its answer would be lost with it.
+            let result = self.attend(wish).await;
+            if matches!(
+                result,
+                Err(Error::StoreUnavailable | Error::TooSlow { .. } | Error::AppGone { .. })
+            ) {
+                let spread = 0.5 + self.broker.random().fraction();
+                pause = Some(self.broker.clock().now() + PAUSE.mul_f64(spread));
+            }
+            self.slot.conclude(result);
+        }
+    }
+
+    /// When the next refresh is due without anybody asking.
+    fn due(&self, state: &State, pause: Option<SystemTime>) -> Option<SystemTime> {
+        // What nobody ever used waits until somebody does.
+        let times = state.held.as_ref()?.credential.times;
+        let due = state
+            .verify
+            .map_or(times.refresh, |at| at.min(times.refresh));
+        let failure = state.failure.as_ref();
+        let failure = failure.filter(|failure| self.broker.still_counts(&self.slot.key, failure));
+        let retry = failure.map(|failure| failure.retry_at);
+        [Some(due), Some(times.floor), retry, pause]
+            .into_iter()
+            .flatten()
+            .max()
+    }
+
+    async fn sleep_until(&self, due: Option<SystemTime>) {
+        let left = due.map_or(NAP, |due| {
+            due.duration_since(self.broker.clock().now())
+                .unwrap_or_default()
+        });
+        tokio::time::sleep(left.min(NAP)).await;
+    }
+
+    /// Does what is wished, or, without a wish, what is due.
+    async fn attend(&self, wish: Option<Wish>) -> Result<(), Error> {
+        let state = self.slot.state();
+        let version = state.version();
+        let goal = match &wish {
+            None => Goal::Ahead,
+            Some(wish) if wish.force => Goal::Force,
+            Some(wish) if wish.operator => Goal::Operator,
+            Some(wish) if wish.replace == Some(version) => Goal::Reported,
+            Some(_) if self.slot.valid().is_none() => Goal::Missing,
+            // Somebody else was faster.
+            Some(_) => return Ok(()),
+        };
+        if !matches!(goal, Goal::Force | Goal::Operator) {
+            self.broker.backing_off(&self.slot)?;
+        }
+        let caller = wish.as_ref().and_then(|wish| wish.span.as_ref());
+        let span = info_span!(
+            parent: caller.and_then(Span::id),
+            "refresh",
+            app.id = %self.slot.key.app,
+            credential = self.slot.key.kind.as_str(),
+            goal = ?goal,
+        );
+        let attempt = Attempt::new(&self.broker, &self.slot, goal);
+        let result = attempt.run().instrument(span.clone()).await;
+        if let Err(error) = &result {
+            let _entered = span.enter();
+            warn!(app.id = %self.slot.key.app, credential = self.slot.key.kind.as_str(), "not refreshed: {error}");
+        }
+        result
+    }
+}
+
+/// How the access_token of `app` lives.
+pub(crate) fn token_policy(app: &App) -> Policy {
+    match app.token_mode {
+        TokenMode::Classic => Policy::Classic,
+        TokenMode::Stable => Policy::Stable,
+    }
+}

@@ -1,0 +1,501 @@
+//! One refresh, from the lease to the stored value.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use secrecy::SecretString;
+use service_kit::{
+    App,
+    clock::{millis, since_epoch},
+};
+use tracing::{error, info, warn};
+use wechat::{AccessToken, Class, ErrCode, Issued, TicketType};
+
+use super::{settings, token_policy};
+use crate::{
+    broker::Broker,
+    credential::{
+        Credential, Failure, Key, Kind, Policy, digest,
+        failure::{Call, Cause},
+        slot::Slot,
+        store::{self, Begin, Claim, Claimant, ForceLimit, Fresh, Lease, Written},
+    },
+    error::Error,
+    metrics, report,
+};
+
+/// A call to WeChat ends within this, connecting included.
+const CALL: Duration = Duration::from_millis(3_500);
+/// Calls end this long after the lease was asked for, so that the write still falls into it.
+const CALLS_END: Duration = Duration::from_millis(4_500);
+/// A call that has less time than this is not begun.
+const CALL_MIN: Duration = Duration::from_millis(500);
+/// Between two looks at whether the holder of the lease is done: an event may have been lost.
+const LOOK: Duration = Duration::from_millis(200);
+/// Whoever waits for others' leases gives up after two of them.
+const GIVE_UP: Duration = Duration::from_secs(10);
+/// Forced refreshes of a Beijing day that reports may use; WeChat allows twenty.
+const FORCE_FOR_REPORTS: ForceLimit = ForceLimit(15);
+/// What operators may use, too.
+const FORCE_FOR_OPERATORS: ForceLimit = ForceLimit(20);
+/// Between two forced refreshes.
+const FORCE_APART: Duration = Duration::from_secs(30);
+
+/// What a refresh is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// Nobody holds a valid value.
+    Missing,
+    /// Its time has come.
+    Ahead,
+    /// WeChat refused the current value.
+    Reported,
+    /// An operator wants another.
+    Operator,
+    /// An operator wants the current one ended.
+    Force,
+}
+
+pub(super) struct Attempt<'a> {
+    broker: &'a Broker,
+    slot: &'a Slot,
+    goal: Goal,
+}
+
+/// What WeChat answered, and when it was asked.
+struct Answer {
+    secret: SecretString,
+    expires_in: Duration,
+    policy: Policy,
+    asked: SystemTime,
+}
+
+/// Why there is no answer.
+enum Refusal {
+    /// WeChat said so, or did not speak.
+    WeChat(Call, wechat::Error),
+    /// The lease is lost, or would be before the call ends.
+    Late,
+    /// The store does not answer.
+    Store(store::Error),
+    /// No forced refresh is left.
+    ForceSpent,
+}
+
+impl<'a> Attempt<'a> {
+    pub(super) fn new(broker: &'a Broker, slot: &'a Slot, goal: Goal) -> Self {
+        Self { broker, slot, goal }
+    }
+
+    fn key(&self) -> &Key {
+        &self.slot.key
+    }
+
+    pub(super) async fn run(&self) -> Result<(), Error> {
+        let app = self.broker.app(&self.key().app)?;
+        let ticket = match self.key().kind {
+            Kind::AccessToken => return self.with_lease(&app, None).await,
+            Kind::JsapiTicket => TicketType::Jsapi,
+            Kind::WxCardTicket => TicketType::WxCard,
+        };
+        let token_key = Key {
+            app: app.app_id.clone(),
+            kind: Kind::AccessToken,
+        };
+        // Boxed: the token's own refresh is of the same type.
+        let token = Box::pin(self.broker.get(&token_key)).await?;
+        let using = |token: &Credential| {
+            let token = AccessToken::new(secrecy::ExposeSecret::expose_secret(&token.secret));
+            Some((token, ticket))
+        };
+        let result = self.with_lease(&app, using(&token.credential)).await;
+        let Some(errcode) = refused_token(&result) else {
+            return result;
+        };
+        // Once, and never in a loop (R10).
+        let version = token.credential.version;
+        let fresh = Box::pin(report::report(self.broker, &token_key, version, errcode)).await?;
+        if fresh.credential.version == version {
+            return result;
+        }
+        self.with_lease(&app, using(&fresh.credential)).await
+    }
+
+    /// Takes the lease, or waits for whoever has it.
+    async fn with_lease(
+        &self,
+        app: &App,
+        ticket: Option<(AccessToken, TicketType)>,
+    ) -> Result<(), Error> {
+        let clock = self.broker.clock();
+        let begun = clock.elapsed();
+        let replaces = self.slot.state().version();
+        loop {
+            // Aged from before it was asked for.
+            let asked = clock.elapsed();
+            let held = self.slot.state().version();
+            let claimant = Claimant {
+                replaces: held,
+                now: clock.now(),
+            };
+            match self.broker.store().claim(self.key(), claimant).await {
+                Ok(Claim::Granted(lease)) => {
+                    let deadline = asked + CALLS_END;
+                    return self.refresh(app, ticket.as_ref(), lease, deadline).await;
+                }
+                Ok(Claim::Newer) => self.reload().await?,
+                Ok(Claim::Busy(left)) => {
+                    self.watch_the_holder(left).await;
+                    self.reload().await?;
+                }
+                Err(error) => return self.without_store(app, ticket.is_some(), error).await,
+            }
+            if self.slot.state().version() > replaces && self.slot.valid().is_some() {
+                return Ok(());
+            }
+            // The holder failed: the same would happen to us.
+            self.broker.backing_off(self.slot)?;
+            if clock.elapsed() > begun + GIVE_UP {
+                return Err(self.slot.too_slow());
+            }
+        }
+    }
+
+    async fn watch_the_holder(&self, left: Duration) {
+        let mut changes = self.slot.changes();
+        changes.mark_unchanged();
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(left.min(LOOK)) => {}
+        }
+    }
+
+    async fn reload(&self) -> Result<(), Error> {
+        match self.broker.store().load(self.key()).await {
+            Ok(record) => {
+                self.slot.absorb(record.unwrap_or_default());
+                Ok(())
+            }
+            Err(error) => Err(self.store_failed(&error)),
+        }
+    }
+
+    async fn refresh(
+        &self,
+        app: &App,
+        ticket: Option<&(AccessToken, TicketType)>,
+        lease: Lease,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        match self.fetch(app, ticket, lease, deadline).await {
+            Ok(answer) => self.keep(app, lease, answer).await,
+            Err(Refusal::WeChat(call, error)) => Err(self.fail(app, lease, call, &error).await),
+            Err(Refusal::Late) => {
+                warn!(app.id = %app.app_id, "the lease was lost before WeChat was called");
+                let _ = self.broker.store().release(self.key(), lease).await;
+                Err(self.slot.too_slow())
+            }
+            Err(Refusal::ForceSpent) => {
+                let _ = self.broker.store().release(self.key(), lease).await;
+                Err(Error::ForceSpent {
+                    app: app.app_id.clone(),
+                    retry_after: FORCE_APART,
+                })
+            }
+            Err(Refusal::Store(error)) => Err(self.store_failed(&error)),
+        }
+    }
+
+    /// Calls WeChat, once; a stable token that was reported twice when the same comes back.
+    async fn fetch(
+        &self,
+        app: &App,
+        ticket: Option<&(AccessToken, TicketType)>,
+        lease: Lease,
+        deadline: Duration,
+    ) -> Result<Answer, Refusal> {
+        if let Some((token, kind)) = ticket {
+            self.begin(lease, None).await?;
+            let call = self.broker.upstream().ticket(token, *kind);
+            return self
+                .call(Call::Ticket, Policy::Ticket, deadline, call)
+                .await
+                .map(|(issued, asked)| {
+                    Answer::new(
+                        issued.value.expose(),
+                        issued.expires_in,
+                        Policy::Ticket,
+                        asked,
+                    )
+                });
+        }
+        let force = match self.goal {
+            Goal::Force if token_policy(app) == Policy::Stable => Some(FORCE_FOR_OPERATORS),
+            _ => None,
+        };
+        self.begin(lease, force).await?;
+        let answer = self.token(app, force.is_some(), deadline).await?;
+        let same = self
+            .slot
+            .state()
+            .held
+            .is_some_and(|held| held.credential.digest() == digest(&answer.secret));
+        if self.goal != Goal::Reported || answer.policy != Policy::Stable || !same {
+            return Ok(answer);
+        }
+        match self.begin(lease, Some(FORCE_FOR_REPORTS)).await {
+            Ok(()) => self.token(app, true, deadline).await,
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    async fn token(&self, app: &App, force: bool, deadline: Duration) -> Result<Answer, Refusal> {
+        // A catalog without the secret is refused when the service starts.
+        let Some(secret) = &app.secret else {
+            return Err(Refusal::Late);
+        };
+        let upstream = self.broker.upstream();
+        let policy = token_policy(app);
+        let (call, asking) = match policy {
+            Policy::Classic | Policy::Ticket => {
+                (Call::Token, upstream.access_token(&app.app_id, secret))
+            }
+            Policy::Stable => (
+                Call::StableToken,
+                upstream.stable_access_token(&app.app_id, secret, force),
+            ),
+        };
+        let (issued, asked) = self.call(call, policy, deadline, asking).await?;
+        Ok(Answer::new(
+            issued.value.expose(),
+            issued.expires_in,
+            policy,
+            asked,
+        ))
+    }
+
+    async fn begin(&self, lease: Lease, force: Option<ForceLimit>) -> Result<(), Refusal> {
+        let now = self.broker.clock().now();
+        let begun = self.broker.store().begin(self.key(), lease, force, now);
+        match begun.await {
+            Ok(Begin::Granted) => Ok(()),
+            Ok(Begin::Lost) => Err(Refusal::Late),
+            Ok(Begin::NotForced) => Err(Refusal::ForceSpent),
+            Err(error) => Err(Refusal::Store(error)),
+        }
+    }
+
+    /// Awaits WeChat's answer within the lease.
+    async fn call<T>(
+        &self,
+        call: Call,
+        policy: Policy,
+        deadline: Duration,
+        answer: impl Future<Output = Result<Issued<T>, wechat::Error>>,
+    ) -> Result<(Issued<T>, SystemTime), Refusal> {
+        let clock = self.broker.clock();
+        // Right before it starts: a pause since the lease was asked for counts (R15).
+        let left = deadline.saturating_sub(clock.elapsed()).min(CALL);
+        if left < CALL_MIN {
+            return Err(Refusal::Late);
+        }
+        let asked = clock.now();
+        let endpoint = call.endpoint();
+        let answer = tokio::time::timeout(left, answer)
+            .await
+            .unwrap_or(Err(wechat::Error::Timeout { endpoint }));
+        match answer {
+            Ok(issued) if !issued.expires_in.is_zero() => Ok((issued, asked)),
+            Ok(_) => Err(Refusal::WeChat(
+                call,
+                wechat::Error::Garbage {
+                    endpoint,
+                    status: 200,
+                    problem: format!("a {} credential that is already expired", policy.as_str()),
+                },
+            )),
+            Err(error) => Err(Refusal::WeChat(call, error)),
+        }
+    }
+
+    /// Stores the answer; what cannot be stored is held all the same, for WeChat has made it the current one.
+    async fn keep(&self, app: &App, lease: Lease, answer: Answer) -> Result<(), Error> {
+        let spread = self.broker.random().fraction();
+        let before = self.slot.state().version();
+        let fresh = Fresh {
+            times: answer.policy.plan(answer.asked, answer.expires_in, spread),
+            secret: answer.secret,
+            policy: answer.policy,
+            highest: before,
+        };
+        let kind = self.key().kind;
+        let now = self.broker.clock().now();
+        let written = self
+            .broker
+            .store()
+            .write(self.key(), lease, &fresh, now)
+            .await;
+        let outcome = match &written {
+            Ok(Written::Stored(version)) if *version == before => metrics::Refresh::Unchanged,
+            Ok(Written::Stored(_)) => metrics::Refresh::Stored,
+            Ok(Written::Superseded) => metrics::Refresh::Superseded,
+            Err(_) => metrics::Refresh::NotStored,
+        };
+        metrics::refreshed(&app.name, kind, outcome);
+        match written {
+            Ok(Written::Stored(version)) => {
+                metrics::expires(&app.name, kind, fresh.times.expire);
+                info!(
+                    app.id = %app.app_id,
+                    app.name = app.name,
+                    credential = kind.as_str(),
+                    version,
+                    expires_in_s = answer.expires_in.as_secs(),
+                    "refreshed"
+                );
+                // The event would bring it, too; who asked is not to wait for that.
+                self.reload().await.or_else(|_| {
+                    self.slot.hold(fresh.with_version(version));
+                    Ok(())
+                })
+            }
+            Ok(Written::Superseded) => {
+                warn!(app.id = %app.app_id, credential = kind.as_str(), "superseded: another replica refreshed meanwhile");
+                self.reload().await
+            }
+            Err(error) => {
+                error!(app.id = %app.app_id, credential = kind.as_str(), error = %error, "refreshed, but held in memory alone");
+                self.hold_unstored(fresh);
+                Ok(())
+            }
+        }
+    }
+
+    fn hold_unstored(&self, fresh: Fresh) {
+        let state = self.slot.state();
+        let held = state
+            .held
+            .map(|held| held.credential.digest() == digest(&fresh.secret));
+        let version = match held {
+            Some(true) => fresh.highest,
+            _ => {
+                fresh
+                    .highest
+                    .max(millis(since_epoch(self.broker.clock().now())))
+                    + 1
+            }
+        };
+        self.slot.hold(fresh.with_version(version));
+    }
+
+    async fn fail(&self, app: &App, lease: Lease, call: Call, error: &wechat::Error) -> Error {
+        let failure = self.failure(app, call, error);
+        metrics::refreshed(&app.name, self.key().kind, metrics::Refresh::Failed);
+        let ambiguous = error.is_ambiguous();
+        let told = self
+            .broker
+            .store()
+            .fail(self.key(), lease, &failure, ambiguous)
+            .await;
+        if let Err(error) = told {
+            // The lease ends by itself.
+            warn!(app.id = %app.app_id, error = %error, "the other replicas do not know of the failure");
+        }
+        self.slot.note(failure.clone());
+        Error::Failed {
+            app: app.app_id.clone(),
+            failure: Arc::new(failure),
+        }
+    }
+
+    fn failure(&self, app: &App, call: Call, error: &wechat::Error) -> Failure {
+        let settings = settings(app);
+        let before = self.slot.state().failure;
+        let before = before.filter(|before| before.settings == settings);
+        Failure::new(
+            Cause::of(call, error),
+            settings,
+            before.as_deref(),
+            self.broker.clock().now(),
+            self.broker.random().fraction(),
+        )
+    }
+
+    /// While the store is away, an app in `stable` mode goes on: asking in normal mode harms nobody. A classic token
+    /// would be ended by every other replica that does the same (R11).
+    async fn without_store(
+        &self,
+        app: &App,
+        ticket: bool,
+        error: store::Error,
+    ) -> Result<(), Error> {
+        let gone_on = !ticket && token_policy(app) == Policy::Stable && self.goal != Goal::Force;
+        if !gone_on {
+            return Err(self.store_failed(&error));
+        }
+        warn!(app.id = %app.app_id, error = %error, "refreshing without the store");
+        let deadline = self.broker.clock().elapsed() + CALLS_END;
+        match self.token(app, false, deadline).await {
+            Ok(answer) => {
+                let spread = self.broker.random().fraction();
+                metrics::refreshed(&app.name, self.key().kind, metrics::Refresh::NotStored);
+                self.hold_unstored(Fresh {
+                    times: answer.policy.plan(answer.asked, answer.expires_in, spread),
+                    secret: answer.secret,
+                    policy: answer.policy,
+                    highest: self.slot.state().version(),
+                });
+                Ok(())
+            }
+            Err(Refusal::WeChat(call, refused)) => {
+                let failure = self.failure(app, call, &refused);
+                self.slot.note(failure.clone());
+                Err(Error::Failed {
+                    app: app.app_id.clone(),
+                    failure: Arc::new(failure),
+                })
+            }
+            Err(Refusal::Late | Refusal::Store(_) | Refusal::ForceSpent) => {
+                Err(self.store_failed(&error))
+            }
+        }
+    }
+
+    fn store_failed(&self, error: &store::Error) -> Error {
+        warn!(app.id = %self.key().app, credential = self.key().kind.as_str(), error = %error, "the store is of no use");
+        Error::StoreUnavailable
+    }
+}
+
+impl Answer {
+    fn new(secret: &str, expires_in: Duration, policy: Policy, asked: SystemTime) -> Self {
+        Self {
+            secret: secret.into(),
+            expires_in,
+            policy,
+            asked,
+        }
+    }
+}
+
+impl Fresh {
+    fn with_version(self, version: u64) -> Credential {
+        Credential {
+            secret: self.secret,
+            version,
+            policy: self.policy,
+            times: self.times,
+        }
+    }
+}
+
+/// The code with which WeChat refused the access_token of a ticket's refresh.
+fn refused_token(result: &Result<(), Error>) -> Option<ErrCode> {
+    let Err(Error::Failed { failure, .. }) = result else {
+        return None;
+    };
+    let refusal = failure.cause.refusal()?;
+    (refusal.class() == Class::Token).then_some(refusal.errcode)
+}
