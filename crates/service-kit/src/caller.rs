@@ -10,6 +10,7 @@ use futures_util::future::{Either, Ready, ready};
 use http::{Request, Response, header::AUTHORIZATION};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
+use tracing::Span;
 
 use crate::{
     catalog::{App, AppList, Catalog, CatalogHandle},
@@ -169,6 +170,7 @@ impl CallerLayer {
                     .build(),
             );
         }
+        Span::current().record("wxhub.caller", &caller.name);
         request.extensions_mut().insert(caller);
         Ok(())
     }

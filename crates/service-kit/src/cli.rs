@@ -1,13 +1,16 @@
 //! The verbs that every service binary has: `serve`, `migrate`, `healthcheck`, `config check`.
 
-use std::{fmt::Debug, net::Ipv4Addr, process::ExitCode, time::Duration};
+use std::{fmt::Debug, net::Ipv4Addr, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    runtime::Runtime,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    catalog::{CatalogHandle, Needs},
+    catalog::{Catalog, CatalogHandle, Needs},
     run,
     settings::{Ports, Problems, Settings},
     telemetry,
@@ -88,20 +91,33 @@ pub fn main<S: Service>() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let verb = cli.verb.unwrap_or(Verb::Serve);
-    let ran = runtime().and_then(|runtime| match verb {
-        Verb::Healthcheck => runtime.block_on(healthcheck::<S>(&cli.settings)),
-        Verb::Serve | Verb::Migrate | Verb::Config { .. } => {
-            let config = S::configure(&cli.settings)?;
-            match verb {
-                Verb::Serve => runtime.block_on(serve::<S>(config)),
-                Verb::Migrate => runtime.block_on(S::migrate(config)),
-                _ => check::<S>(&cli.settings),
-            }
-        }
+    let ran = runtime().and_then(|runtime| {
+        let ran = run::<S>(&runtime, verb, &cli.settings);
+        // A blocking task that hangs, such as a name look-up, must not keep the process.
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        ran
     });
     match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(S::NAME, &error),
+    }
+}
+
+fn run<S: Service>(runtime: &Runtime, verb: Verb, settings: &Settings) -> anyhow::Result<()> {
+    match verb {
+        Verb::Healthcheck => runtime.block_on(healthcheck::<S>(settings)),
+        Verb::Migrate => runtime.block_on(S::migrate(S::configure(settings)?)),
+        Verb::Serve => {
+            let config = S::configure(settings)?;
+            load_catalog::<S>(settings)?;
+            runtime.block_on(serve::<S>(config))
+        }
+        Verb::Config {
+            verb: ConfigVerb::Check,
+        } => {
+            S::configure(settings)?;
+            check::<S>(settings)
+        }
     }
 }
 
@@ -134,7 +150,7 @@ pub fn fail(name: &str, error: &anyhow::Error) -> ExitCode {
 ///
 /// # Errors
 /// When the system gives no threads.
-pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+pub fn runtime() -> anyhow::Result<Runtime> {
     let threads = std::thread::available_parallelism()
         .map_or(2, usize::from)
         .max(2);
@@ -153,17 +169,20 @@ async fn serve<S: Service>(config: S::Config) -> anyhow::Result<()> {
     served
 }
 
-#[expect(clippy::print_stdout, reason = "for the person who typed the command")]
-fn check<S: Service>(settings: &Settings) -> anyhow::Result<()> {
+/// Reads `wxhub.toml` as the service will: what is wrong with it is told before anything starts.
+fn load_catalog<S: Service>(settings: &Settings) -> anyhow::Result<Arc<Catalog>> {
     let mut problems = Problems::default();
     let path = settings.catalog_path(&mut problems);
-    let path = problems.or(path)?;
-    let (catalog, _) = CatalogHandle::load(path, S::NEEDS)?;
-    let catalog = catalog.current();
+    let (catalog, _) = CatalogHandle::load(problems.or(path)?, S::NEEDS)?;
+    Ok(catalog.current())
+}
+
+#[expect(clippy::print_stdout, reason = "for the person who typed the command")]
+fn check<S: Service>(settings: &Settings) -> anyhow::Result<()> {
+    let apps = load_catalog::<S>(settings)?.apps().len();
     println!(
-        "{}: settings and wxhub.toml are right ({} apps)",
-        S::NAME,
-        catalog.apps().len()
+        "{}: settings and wxhub.toml are right ({apps} apps)",
+        S::NAME
     );
     Ok(())
 }

@@ -38,6 +38,7 @@ pub type PeerChannel = InterceptedService<Channel, Outgoing>;
 
 impl Peer {
     /// Endpoints of one service, and the key that it knows us by: visible ASCII, or the service will know nobody.
+    #[expect(clippy::needless_pass_by_value, reason = "the key is handed over")]
     pub fn new(endpoints: Vec<Endpoint>, key: SecretString) -> Self {
         let mut authorization = format!("Bearer {}", key.expose_secret())
             .parse()

@@ -3,16 +3,21 @@
 use std::{
     pin::Pin,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
-use tracing::{Instrument as _, field::Empty, info_span};
+use tracing::{Instrument as _, Span, debug, field::Empty, info_span, warn};
 
-use crate::trace;
+use crate::{
+    status::{self, reason},
+    trace,
+};
 
+/// No response head takes longer, whatever deadline its caller set. What is streamed after it may.
+const LONGEST: Duration = Duration::from_secs(30);
 /// Requests by service, method and status code.
 const REQUESTS: &str = "wxhub_grpc_requests_total";
 /// Seconds until the response's head, by service and method.
@@ -62,40 +67,110 @@ where
             rpc.service = service,
             rpc.method = method,
             rpc.grpc.status_code = Empty,
+            wxhub.caller = Empty,
         );
         trace::continue_from(&span, request.headers());
-        let started = Instant::now();
+        let deadline = deadline(request.headers());
+        let observed = Observed {
+            span: span.clone(),
+            path,
+            started: Instant::now(),
+            code: Code::Cancelled,
+        };
+        // Started here it ends before tonic's own, which would answer CANCELLED.
+        let limit = tokio::time::sleep(deadline);
         let response = span.in_scope(|| self.inner.call(request));
-        let observe = async move {
-            let result = response.await;
-            let code = result.as_ref().map_or(Code::Unknown, code);
-            let span = tracing::Span::current();
-            span.record("rpc.grpc.status_code", i32::from(code));
-            if matches!(
-                code,
-                Code::Unknown | Code::Internal | Code::Unavailable | Code::DataLoss
-            ) {
-                span.record("otel.status_code", "ERROR");
-            }
-            // Whoever calls paths that do not exist must not make up label values.
-            let (service, method) = match path.split_once('/') {
-                Some((service, method)) if code != Code::Unimplemented => {
-                    (service.to_owned(), method.to_owned())
-                }
-                _ => ("other".to_owned(), "other".to_owned()),
+        let answer = async move {
+            let result = tokio::select! {
+                biased;
+                result = response => result,
+                () = limit => Ok(late(deadline).into_http()),
             };
-            metrics::counter!(REQUESTS, "service" => service.clone(), "method" => method.clone(), "code" => name(code)).increment(1);
-            metrics::histogram!(SECONDS, "service" => service, "method" => method)
-                .record(started.elapsed().as_secs_f64());
-            tracing::debug!(
-                code = name(code),
-                duration_ms = started.elapsed().as_millis(),
-                "rpc answered"
-            );
+            observed.end(result.as_ref().map_or(Code::Unknown, code));
             result
         };
-        Box::pin(observe.instrument(span))
+        Box::pin(answer.instrument(span))
     }
+}
+
+/// What is told of an RPC when it ends, also when its caller hangs up and the future is dropped.
+struct Observed {
+    span: Span,
+    path: String,
+    started: Instant,
+    code: Code,
+}
+
+impl Observed {
+    fn end(mut self, code: Code) {
+        self.code = code;
+    }
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        let (code, elapsed) = (self.code, self.started.elapsed());
+        self.span.record("rpc.grpc.status_code", i32::from(code));
+        // Whoever calls paths that do not exist must not make up label values.
+        let (service, method) = match self.path.split_once('/') {
+            Some((service, method)) if code != Code::Unimplemented => {
+                (service.to_owned(), method.to_owned())
+            }
+            _ => ("other".to_owned(), "other".to_owned()),
+        };
+        let _entered = self.span.enter();
+        let duration_ms = elapsed.as_millis();
+        if is_failure(code) {
+            self.span.record("otel.status_code", "ERROR");
+            warn!(code = name(code), duration_ms, "{service}/{method} failed");
+        } else {
+            debug!(
+                code = name(code),
+                duration_ms, "{service}/{method} answered"
+            );
+        }
+        metrics::counter!(REQUESTS, "service" => service.clone(), "method" => method.clone(), "code" => name(code)).increment(1);
+        metrics::histogram!(SECONDS, "service" => service, "method" => method)
+            .record(elapsed.as_secs_f64());
+    }
+}
+
+/// Whether the fault is ours, or of something that we depend on.
+fn is_failure(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+            | Code::DeadlineExceeded
+    )
+}
+
+/// How long the response's head may take: the caller's `grpc-timeout`, and never longer than [`LONGEST`].
+fn deadline(headers: &HeaderMap) -> Duration {
+    let asked = headers.get("grpc-timeout").and_then(|value| {
+        let (number, unit) = value
+            .to_str()
+            .ok()?
+            .split_at_checked(value.len().checked_sub(1)?)?;
+        let number: u64 = number.parse().ok()?;
+        match unit {
+            "H" => Some(Duration::from_secs(number.saturating_mul(3600))),
+            "M" => Some(Duration::from_secs(number.saturating_mul(60))),
+            "S" => Some(Duration::from_secs(number)),
+            "m" => Some(Duration::from_millis(number)),
+            "u" => Some(Duration::from_micros(number)),
+            "n" => Some(Duration::from_nanos(number)),
+            _ => None,
+        }
+    });
+    asked.map_or(LONGEST, |asked| asked.min(LONGEST))
+}
+
+fn late(deadline: Duration) -> Status {
+    let message = format!("not answered within {deadline:?}");
+    status::error(Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED, message).build()
 }
 
 /// The status of a response: an error answered at once stands in its headers; otherwise the RPC began well.
@@ -122,5 +197,43 @@ fn name(code: Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_rpc_past_its_callers_deadline_is_told_so() {
+        let stuck = tower::service_fn(|_: Request<()>| {
+            std::future::pending::<Result<Response<Body>, std::convert::Infallible>>()
+        });
+        let request = Request::builder()
+            .uri("/wxhub.token.v1.TokenService/GetAccessToken")
+            .header("grpc-timeout", "250m")
+            .body(());
+        let response = TraceLayer
+            .layer(stuck)
+            .call(request.unwrap())
+            .await
+            .unwrap();
+        assert_eq!(code(&response), Code::DeadlineExceeded);
+    }
+
+    #[test]
+    fn the_callers_deadline_counts_up_to_the_longest() {
+        let of = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", value.parse().unwrap());
+            deadline(&headers)
+        };
+        assert_eq!(of("250m"), Duration::from_millis(250));
+        assert_eq!(of("3S"), Duration::from_secs(3));
+        assert_eq!(of("99999999H"), LONGEST);
+        for malformed in ["", "S", "12", "-1S", "1s"] {
+            assert_eq!(of(malformed), LONGEST, "{malformed}");
+        }
+        assert_eq!(deadline(&HeaderMap::new()), LONGEST);
     }
 }

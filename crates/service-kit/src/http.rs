@@ -12,9 +12,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::error::Category;
 use tonic::Code;
 use tonic_types::StatusExt as _;
-use tracing::{Instrument as _, field::Empty, info_span};
+use tracing::{Instrument as _, Span, debug, field::Empty, info_span, warn};
 use uuid::Uuid;
 
 use crate::trace;
@@ -63,14 +64,19 @@ async fn observe(request: Request, next: Next) -> Response {
         request_id = %request_id,
     );
     trace::continue_from(&span, request.headers());
+    let observed = Observed {
+        span: span.clone(),
+        method,
+        route,
+        started: Instant::now(),
+        // What nginx logs for a client that hung up.
+        status: 499,
+    };
     async move {
-        let started = Instant::now();
         let answer = tokio::time::timeout(TIMEOUT, next.run(request)).await;
         let mut response = answer.unwrap_or_else(|_| {
             let message = "the request took too long";
-            Error::new(StatusCode::SERVICE_UNAVAILABLE, "TIMEOUT", message)
-                .retry_after(Duration::from_secs(1))
-                .into_response()
+            Error::new(StatusCode::SERVICE_UNAVAILABLE, "TIMEOUT", message).into_response()
         });
         if let Some(error) = response.extensions_mut().remove::<Error>() {
             response = error.render(request_id);
@@ -78,19 +84,45 @@ async fn observe(request: Request, next: Next) -> Response {
         if let Ok(value) = HeaderValue::from_str(&request_id.to_string()) {
             response.headers_mut().insert("x-request-id", value);
         }
-        let status = response.status();
-        let span = tracing::Span::current();
-        span.record("http.response.status_code", status.as_u16());
-        if status.is_server_error() {
-            span.record("otel.status_code", "ERROR");
-        }
-        metrics::counter!(REQUESTS, "method" => method, "route" => route.clone(), "status" => status.as_u16().to_string()).increment(1);
-        metrics::histogram!(SECONDS, "method" => method, "route" => route).record(started.elapsed().as_secs_f64());
-        tracing::debug!(status = status.as_u16(), duration_ms = started.elapsed().as_millis(), "request answered");
+        observed.end(response.status());
         response
     }
     .instrument(span)
     .await
+}
+
+/// What is told of a request when it ends, also when its client hangs up and the future is dropped.
+struct Observed {
+    span: Span,
+    method: &'static str,
+    route: String,
+    started: Instant,
+    status: u16,
+}
+
+impl Observed {
+    fn end(mut self, status: StatusCode) {
+        self.status = status.as_u16();
+    }
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        let (status, method, elapsed) = (self.status, self.method, self.started.elapsed());
+        self.span.record("http.response.status_code", status);
+        let _entered = self.span.enter();
+        let duration_ms = elapsed.as_millis();
+        if status >= 500 {
+            self.span.record("otel.status_code", "ERROR");
+            warn!(status, duration_ms, "{method} {} failed", self.route);
+        } else {
+            debug!(status, duration_ms, "{method} {} answered", self.route);
+        }
+        let route = std::mem::take(&mut self.route);
+        metrics::counter!(REQUESTS, "method" => method, "route" => route.clone(), "status" => status.to_string()).increment(1);
+        metrics::histogram!(SECONDS, "method" => method, "route" => route)
+            .record(elapsed.as_secs_f64());
+    }
 }
 
 /// A method as a metric's label: a closed set, whatever a stranger sends.
@@ -156,7 +188,12 @@ impl Error {
             errcode: self.errcode,
         });
         let mut response = (self.status, body).into_response();
-        if let Some(delay) = self.retry_after {
+        // Whatever is away now may be back in a moment.
+        let away = self.status == StatusCode::SERVICE_UNAVAILABLE;
+        let retry_after = self
+            .retry_after
+            .or_else(|| away.then_some(Duration::from_secs(1)));
+        if let Some(delay) = retry_after {
             let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
             response
                 .headers_mut()
@@ -179,7 +216,7 @@ impl From<tonic::Status> for Error {
     fn from(status: tonic::Status) -> Self {
         let details = status.get_error_details();
         let info = details.error_info();
-        let reason = info.map_or("INTERNAL", |info| info.reason.as_str());
+        let reason = info.map_or("", |info| info.reason.as_str());
         let http = match status.code() {
             Code::Ok => StatusCode::OK,
             Code::InvalidArgument | Code::OutOfRange => StatusCode::BAD_REQUEST,
@@ -197,7 +234,13 @@ impl From<tonic::Status> for Error {
             }
             Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let mut error = Self::new(http, reason, status.message());
+        // Without ErrorInfo it is none of ours: its text may tell of our insides.
+        let (reason, message) = match info {
+            Some(_) => (reason, status.message()),
+            None if http == StatusCode::SERVICE_UNAVAILABLE => ("UNAVAILABLE", "try again"),
+            None => ("INTERNAL", "internal error"),
+        };
+        let mut error = Self::new(http, reason, message);
         error.errcode = info.and_then(|info| info.metadata.get("errcode")?.parse().ok());
         error.retry_after = details.retry_info().and_then(|info| info.retry_delay);
         error
@@ -218,12 +261,15 @@ where
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
         let bytes = body(request, state).await?;
         serde_json::from_slice(&bytes).map(Self).map_err(|error| {
-            // serde_json's text ends in the position; what it quotes of the body is only names and types.
-            Error::new(
-                StatusCode::BAD_REQUEST,
-                "INVALID_JSON",
-                format!("invalid JSON: {error}"),
-            )
+            // serde_json's own text may quote a value.
+            let problem = match error.classify() {
+                Category::Data => "a field is missing or has the wrong type",
+                Category::Eof => "it breaks off",
+                Category::Io | Category::Syntax => "it is not JSON",
+            };
+            let (line, column) = (error.line(), error.column());
+            let message = format!("invalid JSON: {problem} at line {line} column {column}");
+            Error::new(StatusCode::BAD_REQUEST, "INVALID_JSON", message)
         })
     }
 }
@@ -338,6 +384,28 @@ mod tests {
             (status, body["code"].as_str()),
             (StatusCode::METHOD_NOT_ALLOWED, Some("METHOD_NOT_ALLOWED"))
         );
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_away_is_503_with_retry_after_and_without_its_address() {
+        let away = tonic::Status::unavailable("tcp connect error: 10.0.0.7:50051");
+        let response = Error::from(away).render(Uuid::nil());
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body = String::from_utf8_lossy(&body);
+        assert!(!body.contains("10.0.0.7"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn a_value_of_the_body_is_not_repeated() {
+        let (_, _, body) = ask(Method::POST, "/name", "{\"name\": {\"s3cr3t\": 1}}").await;
+        let message = body["message"].as_str().unwrap();
+        assert!(
+            message.contains("wrong type at line 1 column 9"),
+            "{message}"
+        );
+        assert!(!message.contains("s3cr3t"));
     }
 
     #[tokio::test]

@@ -1,31 +1,50 @@
 //! One service's life: it listens, becomes ready, and on shutdown drains within a deadline.
 
+mod cut;
+mod http;
+
 use std::{error::Error as StdError, io, net::SocketAddr, pin::Pin, time::Duration};
 
 use axum::Router;
-use tokio::{net::TcpListener, task::JoinSet};
-use tokio_stream::wrappers::TcpListenerStream;
+use futures_util::StreamExt as _;
+use tokio::{
+    net::TcpListener,
+    task::{JoinError, JoinSet},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
-use tonic::{service::Routes, transport::ServerTlsConfig};
+use tonic::{
+    service::Routes,
+    transport::{ServerTlsConfig, server::TcpIncoming},
+};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::ServiceBuilder;
 use tracing::{error, info, warn};
 
+use self::cut::Cut;
 use crate::{
     caller::{CallerLayer, Rules},
     catalog::CatalogHandle,
-    grpc, http,
+    grpc,
+    http::harden,
     ops::{self, Phase, Readiness},
     settings::Listen,
     telemetry,
 };
 
-/// What is in flight when shutdown begins may take this long to end.
-pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// No RPC takes longer, whatever deadline its caller set.
-const RPC_TIMEOUT: Duration = Duration::from_secs(30);
+/// Requests in flight when shutdown begins may take this long to end.
+const SERVERS_DRAIN: Duration = Duration::from_secs(15);
+/// And background work after them this long.
+const WORKERS_DRAIN: Duration = Duration::from_secs(5);
+/// A gRPC client that is silent is asked this often whether it is there, and given as long to say so.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Clients connect anew after this long, and so find replicas that were added.
+const CONNECTION_AGE: Duration = Duration::from_secs(1800);
 
 type BoxError = Box<dyn StdError + Send + Sync>;
+/// A part that ended: its name, and how.
+type Ended = (&'static str, Result<(), BoxError>);
+type Tasks = JoinSet<Ended>;
 type Start = Box<dyn FnOnce(CancellationToken) -> Task + Send>;
 type Task = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
@@ -152,7 +171,7 @@ pub struct Server {
     pub catalog: CatalogHandle,
     /// TLS on the gRPC port.
     pub tls: Option<ServerTlsConfig>,
-    /// Its HTTP routes, before [`http::harden`].
+    /// Its HTTP routes, before [`harden`].
     pub http: Router,
     /// Told by the service when it is ready.
     pub readiness: Readiness,
@@ -175,9 +194,12 @@ impl Server {
             .listeners
             .addrs()
             .map_err(|error| assembly(error.into()))?;
-        // Servers and workers end with `stop`; the operator's port goes on to tell that the service drains.
-        let stop = CancellationToken::new();
-        let mut tasks: JoinSet<(&'static str, Result<(), BoxError>)> = JoinSet::new();
+        // Servers end first, with `stop`: what is in flight may need the workers, which end with `rest`.
+        let (stop, rest) = (CancellationToken::new(), CancellationToken::new());
+        // What goes on after that is cut off.
+        let force = CancellationToken::new();
+        let mut servers = Tasks::new();
+        let mut workers = Tasks::new();
 
         let (health, health_service) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
@@ -185,14 +207,20 @@ impl Server {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|error| assembly(error.into()))?;
-        let mut server = tonic::transport::Server::builder();
+        let mut server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEP_ALIVE))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE))
+            .max_connection_age(CONNECTION_AGE);
         if let Some(tls) = self.tls {
             server = server
                 .tls_config(tls)
                 .map_err(|error| assembly(error.into()))?;
         }
+        let cut = force.clone();
+        let connections = TcpIncoming::from(self.listeners.grpc)
+            .with_nodelay(Some(true))
+            .map(move |accepted| accepted.map(|stream| Cut::new(stream, cut.clone())));
         let grpc = server
-            .timeout(RPC_TIMEOUT)
             .layer(
                 ServiceBuilder::new()
                     .layer(grpc::TraceLayer)
@@ -201,51 +229,58 @@ impl Server {
             .add_routes(self.routes)
             .add_service(health_service)
             .add_service(reflection)
-            .serve_with_incoming_shutdown(
-                TcpListenerStream::new(self.listeners.grpc),
-                stop.clone().cancelled_owned(),
-            );
-        tasks.spawn(async move { ("gRPC", grpc.await.map_err(Into::into)) });
-
-        let http = axum::serve(self.listeners.http, http::harden(self.http))
-            .with_graceful_shutdown(stop.clone().cancelled_owned());
-        tasks.spawn(async move { ("HTTP", http.await.map_err(Into::into)) });
-        tasks.spawn(report_health(
-            health,
-            self.grpc_names,
-            self.readiness.clone(),
-            stop.clone(),
-        ));
-        tasks.spawn(keep_up_metrics(stop.clone()));
+            .serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
+        servers.spawn(async move { ("gRPC", grpc.await.map_err(Into::into)) });
+        let http = http::serve(self.listeners.http, harden(self.http), stop.clone());
+        servers.spawn(async move {
+            http.await;
+            ("HTTP", Ok(()))
+        });
+        let report = report_health(health, self.grpc_names, self.readiness.clone());
+        servers.spawn(async move {
+            report.await;
+            ("health", Ok(()))
+        });
+        workers.spawn(keep_up_metrics(rest.clone()));
         for (worker, start) in self.workers.0 {
-            let work = start(stop.clone());
-            tasks.spawn(async move { (worker, work.await) });
+            let work = start(rest.clone());
+            workers.spawn(async move { (worker, work.await) });
         }
+        // The operator's port goes on to the end, to tell that the service drains.
         let mut operator = JoinSet::new();
-        operator.spawn(
-            axum::serve(self.listeners.ops, ops::router(self.readiness.clone())).into_future(),
-        );
+        let ops = ops::router(self.readiness.clone());
+        operator.spawn(http::serve(
+            self.listeners.ops,
+            ops,
+            CancellationToken::new(),
+        ));
 
         info!(service = name, grpc = %addrs.grpc, http = %addrs.http, ops = %addrs.ops, "listening");
         let early = tokio::select! {
             () = shutdown.cancelled() => None,
-            ended = tasks.join_next() => ended,
+            ended = servers.join_next() => ended,
+            ended = workers.join_next() => ended,
         };
         let failure = early.map(|ended| failure(name, ended));
 
         info!(service = name, "draining");
         self.readiness.set_draining();
         stop.cancel();
-        if tokio::time::timeout(DRAIN_TIMEOUT, drain(&mut tasks))
-            .await
-            .is_err()
-        {
+        if timeout(SERVERS_DRAIN, drain(&mut servers)).await.is_err() {
             warn!(
                 service = name,
-                timeout_s = DRAIN_TIMEOUT.as_secs(),
-                "what did not drain in time is cut off"
+                "requests that did not end in time are cut off"
             );
-            tasks.shutdown().await;
+            force.cancel();
+            servers.shutdown().await;
+        }
+        rest.cancel();
+        if timeout(WORKERS_DRAIN, drain(&mut workers)).await.is_err() {
+            warn!(
+                service = name,
+                "background work that did not end in time is cut off"
+            );
+            workers.shutdown().await;
         }
         operator.shutdown().await;
         info!(service = name, "stopped");
@@ -253,7 +288,7 @@ impl Server {
     }
 }
 
-async fn drain(tasks: &mut JoinSet<(&'static str, Result<(), BoxError>)>) {
+async fn drain(tasks: &mut Tasks) {
     while let Some(ended) = tasks.join_next().await {
         match ended {
             Ok((_, Ok(()))) => {}
@@ -263,10 +298,7 @@ async fn drain(tasks: &mut JoinSet<(&'static str, Result<(), BoxError>)>) {
     }
 }
 
-fn failure(
-    service: &'static str,
-    ended: Result<(&'static str, Result<(), BoxError>), tokio::task::JoinError>,
-) -> Error {
+fn failure(service: &'static str, ended: Result<Ended, JoinError>) -> Error {
     let (part, source) = match ended {
         Ok((part, Err(source))) => (part, source),
         Ok((part, Ok(()))) => (part, "it ended by itself".into()),
@@ -279,36 +311,34 @@ fn failure(
     }
 }
 
-/// Tells gRPC health what `/readyz` tells.
+/// Tells gRPC health what `/readyz` tells, until the service drains.
 async fn report_health(
-    health: HealthReporter,
+    mut health: HealthReporter,
     names: &'static [&'static str],
     readiness: Readiness,
-    stop: CancellationToken,
-) -> (&'static str, Result<(), BoxError>) {
+) {
+    let names = || names.iter().copied().chain([""]);
     let mut phase = readiness.watch();
     loop {
         let now = *phase.borrow_and_update();
-        let status = if now == Phase::Ready {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
+        let status = match now {
+            Phase::Ready => ServingStatus::Serving,
+            Phase::Starting | Phase::Draining => ServingStatus::NotServing,
         };
-        for name in names.iter().copied().chain([""]) {
+        for name in names() {
             health.set_service_status(name, status).await;
         }
-        if now == Phase::Draining {
+        if now == Phase::Draining || phase.changed().await.is_err() {
             break;
         }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            _ = phase.changed() => {}
-        }
     }
-    ("health", Ok(()))
+    // Ends the streams of whoever watches: they would hold the shutdown up.
+    for name in names() {
+        health.clear_service_status(name).await;
+    }
 }
 
-async fn keep_up_metrics(stop: CancellationToken) -> (&'static str, Result<(), BoxError>) {
+async fn keep_up_metrics(stop: CancellationToken) -> Ended {
     let mut tick = tokio::time::interval(ops::UPKEEP);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         telemetry::metrics_handle().run_upkeep();

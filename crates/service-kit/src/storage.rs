@@ -1,4 +1,4 @@
-//! Handles to Redis and the database, with a deadline on everything.
+//! Handles to Redis and the database.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::settings::DatabaseUrl;
 
-/// Redis answers within this, or counts as away.
+/// Redis answers a command within this, or counts as away; while a connection is made anew, twice as long again.
 pub const REDIS_TIMEOUT: Duration = Duration::from_millis(1_000);
 /// A connection of the pool is got within this, or the database counts as away.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -2,16 +2,16 @@
 
 use std::{io::IsTerminal as _, sync::OnceLock, time::Duration};
 
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::{global, trace::TracerProvider as _};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use tracing_subscriber::{
     EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
-/// Buckets of every histogram of seconds: from a memory read to WeChat's five seconds.
-const SECONDS: [f64; 12] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+/// Buckets of every histogram of seconds: from a memory read to the longest RPC.
+const SECONDS: [f64; 15] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
 /// The last spans are sent within this long, or dropped.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -73,7 +73,10 @@ fn tracer_provider(service: &'static str) -> anyhow::Result<Option<SdkTracerProv
             )
         })?;
     let mut resource = Resource::builder();
-    if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
+    if std::env::var("OTEL_SERVICE_NAME")
+        .unwrap_or_default()
+        .is_empty()
+    {
         resource = resource.with_service_name(service);
     }
     let provider = SdkTracerProvider::builder()
@@ -97,7 +100,10 @@ pub fn metrics_handle() -> &'static PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE.get_or_init(|| {
         let builder = PrometheusBuilder::new();
-        let builder = builder.set_buckets(&SECONDS).unwrap_or_default();
+        let seconds = Matcher::Suffix("_seconds".to_owned());
+        let builder = builder
+            .set_buckets_for_metric(seconds, &SECONDS)
+            .unwrap_or_default();
         let recorder = builder.build_recorder();
         let handle = recorder.handle();
         // A test binary may have a recorder of its own: then this one stays empty.

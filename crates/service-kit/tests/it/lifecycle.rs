@@ -203,3 +203,76 @@ async fn an_rpc_that_does_not_exist_is_unimplemented() {
     running.shutdown.cancel();
     running.ended.await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn a_half_sent_head_and_silent_connections_do_not_delay_shutdown() {
+    let running = start(Router::new(), Workers::default()).await;
+    let mut half = TcpStream::connect(running.addrs.http).await.unwrap();
+    half.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
+    let silent = TcpStream::connect(running.addrs.http).await.unwrap();
+    let watch = watch_health(running.addrs.grpc).await;
+    running.readiness.set_ready();
+    running.shutdown.cancel();
+    // Well before what is left would be cut off.
+    let ended = tokio::time::timeout(Duration::from_secs(12), running.ended);
+    ended.await.unwrap().unwrap().unwrap();
+    drop((half, silent, watch));
+}
+
+#[tokio::test]
+async fn a_stream_that_never_ends_is_cut_off_at_the_deadline() {
+    let silent_grpc = start(Router::new(), Workers::default()).await;
+    // It never even shakes hands, so that the server waits for it.
+    let mut silent = TcpStream::connect(silent_grpc.addrs.grpc).await.unwrap();
+    silent.write_all(b"PRI * HTTP/2.0").await.unwrap();
+    silent_grpc.shutdown.cancel();
+    silent_grpc.ended.await.unwrap().unwrap();
+    let mut rest = Vec::new();
+    // The server is gone and so is the connection, whether by a reset or an end.
+    let _ = silent.read_to_end(&mut rest).await;
+}
+
+#[tokio::test]
+async fn workers_outlive_requests_in_flight() {
+    let (begun, order) = (
+        Arc::new(Notify::new()),
+        Arc::new(std::sync::Mutex::new(Vec::new())),
+    );
+    let (in_begun, in_order, work_order) =
+        (Arc::clone(&begun), Arc::clone(&order), Arc::clone(&order));
+    let handler = move || async move {
+        in_begun.notify_one();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        in_order.lock().unwrap().push("request");
+        "done"
+    };
+    let mut workers = Workers::default();
+    workers.add("worker", |stop| async move {
+        stop.cancelled().await;
+        work_order.lock().unwrap().push("worker");
+        Ok::<(), std::io::Error>(())
+    });
+    let running = start(Router::new().route("/slow", get(handler)), workers).await;
+    let request = fetch(running.addrs.http, "/slow");
+    let shut_down = async {
+        begun.notified().await;
+        running.shutdown.cancel();
+    };
+    let (answer, ()) = tokio::join!(request, shut_down);
+    assert!(answer.ends_with("done"), "{answer}");
+    running.ended.await.unwrap().unwrap();
+    assert_eq!(*order.lock().unwrap(), ["request", "worker"]);
+}
+
+/// A stream of health that its client keeps open.
+async fn watch_health(addr: SocketAddr) -> tonic::Streaming<tonic_health::pb::HealthCheckResponse> {
+    let channel = Endpoint::try_from(format!("http://{addr}"))
+        .unwrap()
+        .connect_lazy();
+    let request = HealthCheckRequest::default();
+    HealthClient::new(channel)
+        .watch(request)
+        .await
+        .unwrap()
+        .into_inner()
+}
