@@ -90,9 +90,8 @@ pub fn session_signature(key: &SessionKey, data: &str) -> String {
 
 fn decode(text: &str) -> Option<Vec<u8>> {
     let mended: String = text
-        .trim()
         .chars()
-        .filter(|c| !matches!(c, '\r' | '\n'))
+        .filter(|c| !matches!(c, '\r' | '\n' | '\t'))
         .map(|c| if c == ' ' { '+' } else { c })
         .collect();
     STANDARD.decode(mended).ok()
@@ -104,6 +103,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_plus_at_either_end_survives_a_query_string() {
+        for text in ["+abc", "abc+", "a+\r\nc+"] {
+            let received = text.replace('+', " ");
+            assert_eq!(decode(&received), decode(text));
+            assert!(decode(text).is_some(), "{text}");
+        }
+    }
 
     const KEY: [u8; 16] = *b"0123456789abcdef";
     const IV: [u8; 16] = *b"fedcba9876543210";
