@@ -67,7 +67,7 @@ pub enum Error {
     Database(#[from] DbErr),
     /// The database took too long.
     #[error("the database did not answer within {} ms", .0.as_millis())]
-    Timeout(Duration),
+    DatabaseTimeout(Duration),
     /// What a store holds is not what this service wrote.
     #[error("a stored {0} cannot be read")]
     Stored(&'static str),
@@ -89,17 +89,15 @@ impl Error {
 /// Tells the failure to a caller, and logs what is ours or a neighbour's to repair.
 pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
     let cause = error as &dyn std::error::Error;
+    let tell = |code, reason| status::error(code, reason, error.to_string());
     match error {
         Error::InvalidField { field, problem } => status::invalid_field(field, problem),
-        Error::AppUnknown => refusal(Code::NotFound, reason::APP_NOT_FOUND, error, None).build(),
-        Error::SessionInvalid => {
-            refusal(Code::Unauthenticated, reasons::SESSION_INVALID, error, None).build()
-        }
-        Error::UserUnknown => refusal(Code::NotFound, reasons::USER_NOT_FOUND, error, None).build(),
-        Error::LoginInProgress => {
-            let retry = Some(Duration::from_secs(1));
-            refusal(Code::Aborted, reasons::LOGIN_IN_PROGRESS, error, retry).build()
-        }
+        Error::AppUnknown => tell(Code::NotFound, reason::APP_NOT_FOUND).build(),
+        Error::SessionInvalid => tell(Code::Unauthenticated, reasons::SESSION_INVALID).build(),
+        Error::UserUnknown => tell(Code::NotFound, reasons::USER_NOT_FOUND).build(),
+        Error::LoginInProgress => tell(Code::Aborted, reasons::LOGIN_IN_PROGRESS)
+            .retry_after(Duration::from_secs(1))
+            .build(),
         Error::WeChat { app, source } => {
             let status = status::wechat(source, app, now);
             match source.errcode() {
@@ -120,19 +118,13 @@ pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
         }
         Error::SecretUnknown { .. } => {
             error!(error = cause, "login is impossible");
-            refusal(
-                Code::FailedPrecondition,
-                reason::WECHAT_CONFIG_INVALID,
-                error,
-                None,
-            )
-            .build()
+            tell(Code::FailedPrecondition, reason::WECHAT_CONFIG_INVALID).build()
         }
         Error::Redis(_) => {
             warn!(error = cause, "Redis failed");
             status::store_unavailable("Redis")
         }
-        Error::Database(_) | Error::Timeout(_) => {
+        Error::Database(_) | Error::DatabaseTimeout(_) => {
             warn!(error = cause, "the database failed");
             status::store_unavailable("the database")
         }
@@ -140,18 +132,5 @@ pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
             error!(error = cause, "internal error");
             status::internal()
         }
-    }
-}
-
-fn refusal(
-    code: Code,
-    reason: &'static str,
-    error: &Error,
-    retry: Option<Duration>,
-) -> status::Builder {
-    let builder = status::error(code, reason, error.to_string());
-    match retry {
-        Some(delay) => builder.retry_after(delay),
-        None => builder,
     }
 }

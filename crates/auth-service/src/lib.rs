@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod config;
+mod database;
 pub mod error;
 mod grpc;
 mod http;
@@ -29,7 +30,9 @@ use tonic::{Status, service::Routes};
 use tracing::warn;
 
 pub use self::{config::Config, error::Error, migration::migrate};
-use self::{login::Logins, migration::Migrator, session::Sessions, user::Users};
+use self::{
+    database::within_deadline, login::Logins, migration::Migrator, session::Sessions, user::Users,
+};
 
 /// The service's name.
 const NAME: &str = "auth-service";
@@ -185,7 +188,7 @@ async fn await_migrations(
     let mut told = false;
     let mut poll = tokio::time::interval(MIGRATIONS_POLL);
     while stop.run_until_cancelled(poll.tick()).await.is_some() {
-        let check = storage::pending::<Migrator>(&database);
+        let check = within_deadline(storage::pending::<Migrator>(&database));
         match stop.run_until_cancelled(check).await {
             None => return,
             Some(Ok(0)) => {

@@ -1,6 +1,7 @@
 //! What is counted.
 
 use metrics::{counter, describe_counter};
+use wechat::Class;
 
 use crate::error::Error;
 
@@ -31,10 +32,15 @@ pub(crate) fn login<T>(app: &str, outcome: &Result<T, Error>) {
             | Error::SessionInvalid
             | Error::UserUnknown,
         ) => "refused",
-        Err(Error::WeChat { source, .. }) if source.errcode().is_some() => "refused",
+        Err(Error::WeChat { source, .. }) => match source.class() {
+            Class::Backoff | Class::Minute | Class::Day => "unavailable",
+            Class::Config | Class::Token => "failed",
+            Class::Ok | Class::Caller | Class::Recipient | Class::Grant | Class::Unknown => {
+                "refused"
+            }
+        },
         Err(Error::LoginInProgress) => "busy",
-        Err(Error::WeChat { .. } | Error::Redis(_) | Error::Database(_)) => "unavailable",
-        Err(Error::Timeout(_)) => "unavailable",
+        Err(Error::Redis(_) | Error::Database(_) | Error::DatabaseTimeout(_)) => "unavailable",
         Err(Error::SecretUnknown { .. } | Error::Stored(_) | Error::TaskLost(_)) => "failed",
     };
     counter!(LOGINS, "app" => app.to_owned(), "outcome" => outcome).increment(1);

@@ -2,11 +2,7 @@
 
 mod entity;
 
-use std::{
-    fmt,
-    str::FromStr,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, str::FromStr, time::SystemTime};
 
 use chrono::{DateTime, SubsecRound as _, Utc};
 use sea_orm::{
@@ -17,10 +13,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use wechat::{AppId, OpenId, UnionId};
 
-use crate::error::Error;
+use crate::{database::within_deadline, error::Error};
 
-/// The database answers within this, or counts as away.
-const TIMEOUT: Duration = Duration::from_secs(3);
 /// MySQL may choose one of two logins of a user as a deadlock's victim: it is written again this often.
 const ATTEMPTS: u32 = 5;
 
@@ -173,7 +167,7 @@ impl Users {
             let upsert = entity::Entity::insert(row.clone())
                 .on_conflict(conflict.clone())
                 .exec_without_returning(&self.database);
-            match within(upsert).await {
+            match within_deadline(upsert).await {
                 Err(Error::Database(error)) if is_deadlock(&error) && attempt < ATTEMPTS => {
                     attempt += 1;
                 }
@@ -193,7 +187,7 @@ impl Users {
     /// When the database does not answer.
     pub async fn get(&self, user_id: UserId) -> Result<Option<User>, Error> {
         let row = entity::Entity::find_by_id(user_id.to_string()).one(&self.database);
-        within(row).await?.map(User::try_from).transpose()
+        within_deadline(row).await?.map(User::try_from).transpose()
     }
 
     /// The user whom WeChat knows in the app by this openid.
@@ -209,14 +203,7 @@ impl Users {
             .filter(entity::Column::AppId.eq(app_id.as_str()))
             .filter(entity::Column::OpenId.eq(open_id.as_str()))
             .one(&self.database);
-        within(row).await?.map(User::try_from).transpose()
-    }
-}
-
-async fn within<T>(query: impl Future<Output = Result<T, DbErr>>) -> Result<T, Error> {
-    match tokio::time::timeout(TIMEOUT, query).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(Error::Timeout(TIMEOUT)),
+        within_deadline(row).await?.map(User::try_from).transpose()
     }
 }
 

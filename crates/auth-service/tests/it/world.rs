@@ -12,6 +12,7 @@ use reqwest::{
     header::{AUTHORIZATION, HeaderMap},
 };
 use sandbox::{Fault, Sandbox};
+use sea_orm::ConnectionTrait as _;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use service_kit::{
@@ -19,7 +20,7 @@ use service_kit::{
     client::{Peer, PeerChannel},
     run::Listeners,
     settings::{DatabaseUrl, Listen, Upstream},
-    telemetry,
+    storage, telemetry,
 };
 use test_support::{MariaDb, Redis, listener};
 use tokio::task::JoinSet;
@@ -100,6 +101,11 @@ impl World {
     pub(crate) async fn with_servers() -> Self {
         let database = MariaDb::database().await;
         let database = DatabaseUrl::new(database.url());
+        // As most administrators leave it: the tables must not rely on the database's collation.
+        let connection = storage::database(&database).await.unwrap();
+        let collation = "ALTER DATABASE CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci";
+        connection.execute_unprepared(collation).await.unwrap();
+        connection.close().await.unwrap();
         auth_service::migrate(&database).await.unwrap();
         Self::start(Setup {
             redis: Some(Redis::start().await),
