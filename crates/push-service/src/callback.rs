@@ -170,22 +170,22 @@ impl Callbacks {
     /// The reply in the clear. With Redis away pushes are answered all the same: twice rather than not at all.
     async fn reply(&self, app: &App, inbound: &Inbound) -> String {
         let key = inbound.dedup_key();
-        loop {
+        let first = loop {
             match self.seen.claim(&app.app_id, &key).await {
                 Ok(Push::Answered(reply)) => {
                     metrics::callback("repeated");
                     return reply;
                 }
                 Ok(Push::Underway) => tokio::time::sleep(PAUSE).await,
-                Ok(Push::First) => break,
+                Ok(Push::First) => break true,
                 Err(error) => {
                     warn!("repeats are not told, for Redis does not answer: {error}");
-                    break;
+                    break false;
                 }
             }
-        }
+        };
         let reply = rule::reply(app, inbound).render(inbound, self.clock.unix_seconds());
-        if let Err(error) = self.seen.answer(&app.app_id, &key, &reply).await {
+        if first && let Err(error) = self.seen.answer(&app.app_id, &key, &reply).await {
             warn!("a repeat will not be told, for Redis does not answer: {error}");
         }
         metrics::callback("answered");

@@ -27,13 +27,15 @@ use self::{
 };
 use crate::{
     doorbell::Doorbell,
-    message::{Content, Message, store::Store},
+    message::{Content, Message, resume_trace, store::Store},
 };
 
 /// WeChat answers within this, or the attempt's outcome is unknown.
 pub(crate) const UPSTREAM_DEADLINE: Duration = Duration::from_secs(3);
 /// Messages on the wire at once.
 const CONCURRENCY: usize = 64;
+/// A backlog is worked on whenever so many of them are done.
+const ROOM: u32 = 16;
 /// How often due messages are looked for when no doorbell rings.
 const POLL: Duration = Duration::from_secs(1);
 /// Sends messages.
@@ -62,7 +64,7 @@ impl Delivery {
         let mut batches = JoinSet::new();
         let mut poll = tokio::time::interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // More may be due than was claimed: a batch that ends makes room.
+        // More may be due than there was room for.
         let mut backlog = false;
         loop {
             let polled = tokio::select! {
@@ -72,11 +74,10 @@ impl Delivery {
                 () = this.doorbell.rung() => false,
                 Some(ended) = batches.join_next() => {
                     report_panic(ended);
-                    if !backlog {
-                        continue;
-                    }
-                    false
+                    continue;
                 }
+                // Enough at once that claims stay worth their statements.
+                Ok(_) = slots.acquire_many(ROOM), if backlog => false,
             };
             let taken_up = async {
                 if polled {
@@ -120,15 +121,17 @@ impl Delivery {
             let Ok(slots) = Arc::clone(slots).try_acquire_many_owned(count) else {
                 continue;
             };
+            let span = info_span!("deliver", app.id = %app_id, messages = messages.len());
+            if let Some(first) = messages.first() {
+                resume_trace(&span, first);
+            }
             let batch = Batch {
                 delivery: Arc::clone(self),
                 app_id,
                 claim_id: claim.id.clone(),
                 since: claim.since,
-                slots,
             };
-            let span = info_span!("deliver", app.id = %batch.app_id, messages = messages.len());
-            batches.spawn(batch.run(messages).instrument(span));
+            batches.spawn(batch.run(messages, slots).instrument(span));
         }
         Ok(full)
     }

@@ -7,8 +7,11 @@ pub(crate) mod store;
 
 use std::{sync::Arc, time::Duration};
 
-use service_kit::{Caller, CatalogHandle, clock::Clock};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use service_kit::{Caller, CatalogHandle, Clock, trace};
 use tokio_util::task::TaskTracker;
+use tonic::metadata::MetadataMap;
+use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 use wechat::{AppId, OpenId};
 
@@ -19,6 +22,8 @@ pub(crate) use self::{
 };
 use crate::{database, doorbell::Doorbell, error::Error, form, metrics};
 
+/// W3C trace context.
+const TRACE_PARENT: &str = "traceparent";
 /// How often another form_id is tried when somebody else took the one found.
 const FORM_TRIES: usize = 5;
 /// A store that takes longer to commit counts as away. The message may be stored all the same: that is what request_id
@@ -52,7 +57,7 @@ impl Messages {
     /// or not the caller still waits.
     pub(crate) async fn accept(&self, new: NewMessage) -> Result<Message, Error> {
         let this = self.clone();
-        let accepting = self.tasks.spawn(async move {
+        let accepting = async move {
             let stored = tokio::time::timeout(STORE_TIMEOUT, this.store_once(new)).await;
             let (message, fresh) = stored.map_err(|_| Error::DatabaseTimeout)??;
             if fresh {
@@ -63,8 +68,12 @@ impl Messages {
                 });
             }
             Ok(message)
-        });
-        accepting.await.map_err(|_| Error::Panicked)?
+        }
+        .in_current_span();
+        self.tasks
+            .spawn(accepting)
+            .await
+            .map_err(|_| Error::Panicked)?
     }
 
     /// The message, and whether it is new.
@@ -130,6 +139,7 @@ impl Messages {
             ambiguous_time: None,
             next_attempt_time: Some(now),
             claim_id: None,
+            trace_parent: trace_parent(),
         }
     }
 
@@ -147,5 +157,22 @@ impl Messages {
             Ok(_) => Ok(message),
             Err(_) => Err(Error::MessageNotFound),
         }
+    }
+}
+
+/// The trace of the caller, as a `traceparent`: what sends the message later goes on in it.
+fn trace_parent() -> Option<String> {
+    let mut metadata = MetadataMap::new();
+    trace::inject(&mut metadata);
+    let value = metadata.get(TRACE_PARENT)?.to_str().ok()?;
+    Some(value.to_owned())
+}
+
+/// Makes `span` a part of the trace in which the message was accepted.
+pub(crate) fn resume_trace(span: &Span, message: &Message) {
+    let value = message.trace_parent.as_deref().map(HeaderValue::from_str);
+    if let Some(Ok(value)) = value {
+        let headers = HeaderMap::from_iter([(HeaderName::from_static(TRACE_PARENT), value)]);
+        trace::continue_from(span, &headers);
     }
 }

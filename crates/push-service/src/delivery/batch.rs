@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use token_client::CachedToken;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Code;
-use tracing::{debug, info, warn};
+use tracing::{Instrument as _, debug, info, info_span, warn};
 use wechat::{AppId, Class, ErrCode, MsgId, OpenId};
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     message::{
-        Content, Message, Outbound,
+        Content, Message, Outbound, resume_trace,
         store::{LEASE, Next, Outcome},
     },
     metrics,
@@ -36,12 +36,12 @@ pub(super) struct Batch {
     pub(super) claim_id: String,
     /// Elapsed time from which the lease counts.
     pub(super) since: Duration,
-    /// The slots that its messages take, until it ends.
-    pub(super) slots: OwnedSemaphorePermit,
 }
 
 /// A message that may go on the wire.
 struct Ready {
+    /// Its place among the messages on the wire, given back when it is done.
+    slot: OwnedSemaphorePermit,
     message: Message,
     content: Content,
     outbound: Outbound,
@@ -55,11 +55,16 @@ enum Tried {
 }
 
 impl Batch {
-    pub(super) async fn run(self, messages: Vec<Message>) {
+    /// `slots` are one for each message.
+    pub(super) async fn run(self, messages: Vec<Message>, mut slots: OwnedSemaphorePermit) {
         let mut ready = Vec::with_capacity(messages.len());
         for mut message in messages {
+            let Some(slot) = slots.split(1) else {
+                break;
+            };
             match self.prepare(&mut message) {
                 Ok((content, outbound)) => ready.push(Ready {
+                    slot,
                     message,
                     content,
                     outbound,
@@ -71,7 +76,6 @@ impl Batch {
             Ok(token) => self.send_all(ready, token).await,
             Err(error) => self.release_all(&ready, &error).await,
         }
-        drop(self.slots);
     }
 
     /// Decides whether a message goes on the wire, or what becomes of it instead.
@@ -128,11 +132,11 @@ impl Batch {
             }
         };
         ready.retain(|ready| marked.contains(&ready.message.message_id));
-        join_all(
-            ready
-                .into_iter()
-                .map(|ready| self.send(ready, Arc::clone(&token))),
-        )
+        join_all(ready.into_iter().map(|ready| {
+            let span = info_span!("send", message.id = ready.message.message_id);
+            resume_trace(&span, &ready.message);
+            self.send(ready, Arc::clone(&token)).instrument(span)
+        }))
         .await;
     }
 
@@ -144,6 +148,7 @@ impl Batch {
     async fn send(&self, ready: Ready, token: Arc<CachedToken>) {
         let started = self.delivery.clock.elapsed();
         let Ready {
+            slot,
             message,
             content,
             outbound,
@@ -189,6 +194,7 @@ impl Batch {
             }
         }
         self.write_back(&message, &outcome).await;
+        drop(slot);
     }
 
     /// Sends once; once more with another token when WeChat refuses the first. Counts in `attempts` what goes on the

@@ -249,6 +249,7 @@ mod tests {
             ambiguous_time: None,
             next_attempt_time: None,
             claim_id: None,
+            trace_parent: None,
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Model {
     pub next_attempt_time: Option<DateTimeUtc>,
     /// Who holds the lease.
     pub claim_id: Option<String>,
+    /// W3C `traceparent` of the call that it was accepted in.
+    pub trace_parent: Option<String>,
 }
 
 /// Where a message is, numbered as in the protocol.

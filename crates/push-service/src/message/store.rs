@@ -97,6 +97,7 @@ impl Store {
                 Column::Errmsg,
                 Column::CreateTime,
                 Column::NextAttemptTime,
+                Column::TraceParent,
             ])
             .values([
                 message.message_id.clone().into(),
@@ -113,6 +114,7 @@ impl Store {
                 message.errmsg.clone().into(),
                 message.create_time.into(),
                 self.database.now(),
+                message.trace_parent.clone().into(),
             ])
             .map_err(|error| DbErr::Custom(error.to_string()))?;
         match transaction.execute(&insert).await {

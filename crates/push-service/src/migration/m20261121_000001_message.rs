@@ -37,6 +37,7 @@ impl MigrationTrait for Migration {
             .col(moment(manager, "ambiguous_time").null())
             .col(moment(manager, "next_attempt_time").null())
             .col(ColumnDef::new("claim_id").char_len(36).null())
+            .col(ColumnDef::new("trace_parent").string_len(64).null())
             .to_owned();
         manager.create_table(message).await?;
         let idempotency = Index::create()

@@ -480,3 +480,31 @@ async fn files_by_which_wechat_knows_a_domain_are_served_bare() {
     assert_eq!(unknown.status, StatusCode::NOT_FOUND);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn with_redis_away_pushes_are_answered_all_the_same() {
+    let mut world = World::start(Backend::Servers).await;
+    let app = world.app().await;
+    let signature = signature(&[TOKEN, TIMESTAMP, NONCE]);
+    let redis = world.redis.as_ref().unwrap();
+    redis.pause();
+    let stalled = post(
+        &app,
+        "plain",
+        &plain_query(&signature),
+        text(false, "stalled", 1),
+    )
+    .await;
+    assert_reply(false, &stalled.body, "收到：stalled");
+    redis.resume();
+    redis.kill();
+    let gone = post(
+        &app,
+        "plain",
+        &plain_query(&signature),
+        text(false, "gone", 2),
+    )
+    .await;
+    assert_reply(false, &gone.body, "收到：gone");
+    app.stop().await;
+}

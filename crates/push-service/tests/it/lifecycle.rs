@@ -2,10 +2,10 @@
 
 use proto::push::v1::MessageState;
 use service_kit::{Settings, cli::Service as _};
-use test_support::eventually;
+use test_support::{Collector, Process, eventually};
 use tonic::Code;
 
-use crate::world::{Backend, NEWS, SOON, World, template};
+use crate::world::{self, Backend, NEWS, SOON, World, template};
 
 #[test]
 fn every_missing_setting_is_named_with_an_example() {
@@ -87,4 +87,70 @@ async fn an_app_that_leaves_the_catalog_is_not_found_any_more() {
         Code::NotFound
     );
     app.stop().await;
+}
+
+/// Runs the binary, with a collector to tell its traces to.
+#[tokio::test]
+async fn one_trace_runs_from_the_caller_to_wechat() {
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    let world = World::start(Backend::Embedded).await;
+    let collector = Collector::start().await;
+    let database = world.folder().join("traced.sqlite");
+    let anywhere = || "127.0.0.1:0".to_owned();
+    let settings = [
+        ("WXHUB_CONFIG", world.config.catalog.display().to_string()),
+        ("WXHUB_GRPC_ADDR", anywhere()),
+        ("WXHUB_HTTP_ADDR", anywhere()),
+        ("WXHUB_OPS_ADDR", anywhere()),
+        ("WXHUB_EMBEDDED", "1".to_owned()),
+        (
+            "WXHUB_DATABASE_URL",
+            format!("sqlite://{}", database.display()),
+        ),
+        ("WXHUB_TOKEN_URL", world.services.clone()),
+        ("WXHUB_AUTH_URL", world.services.clone()),
+        ("WXHUB_CALLER_KEY", "unused".to_owned()),
+        ("WXHUB_WECHAT_API_URL", world.sandbox.url().to_owned()),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint()),
+    ];
+    let settings = settings
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_str()));
+    let process = Process::start(env!("CARGO_BIN_EXE_push-service"), [], settings);
+    let listening = process.line("listening", SOON).await;
+    let listening: serde_json::Value = serde_json::from_str(&listening).unwrap();
+    let url = format!("http://{}", listening["grpc"].as_str().unwrap());
+
+    let mut client = world::client(&url, "dev-key");
+    let mut request = tonic::Request::new(template(&world.user(NEWS)));
+    let parent = format!("00-{TRACE}-b7ad6b7169203331-01");
+    request
+        .metadata_mut()
+        .insert("traceparent", parent.parse().unwrap());
+    client.send_message(request).await.unwrap();
+
+    eventually("the trace is whole", SOON, async || {
+        let names: Vec<_> = collector
+            .spans()
+            .into_iter()
+            .filter(|span| span.trace_id == TRACE)
+            .map(|span| span.name)
+            .collect();
+        let whole = [
+            "PushService/SendMessage",
+            "deliver",
+            "send",
+            "/cgi-bin/message/template/send",
+        ]
+        .iter()
+        .all(|part| names.iter().any(|name| name.contains(part)));
+        if whole {
+            Ok(())
+        } else {
+            Err(format!("{names:?}"))
+        }
+    })
+    .await;
+    process.terminate();
+    assert!(process.wait(SOON).await.success());
 }

@@ -55,6 +55,8 @@ pub(crate) struct World {
     pub(crate) config: Config,
     pub(crate) redis: Option<Redis>,
     first: Option<Listeners>,
+    /// Where token- and auth-service's stand-ins are.
+    pub(crate) services: String,
     folder: TempDir,
     _services: DropGuard,
 }
@@ -127,6 +129,11 @@ fn peer(url: &str, key: &str) -> Peer {
     Peer::new(vec![endpoint], key.to_owned().into())
 }
 
+/// A client that shows this caller's key.
+pub(crate) fn client(url: &str, key: &str) -> PushServiceClient<PeerChannel> {
+    PushServiceClient::new(peer(url, key).channel())
+}
+
 impl World {
     pub(crate) async fn start(backend: Backend) -> Self {
         Self::with(backend, "at_least_once").await
@@ -184,6 +191,7 @@ impl World {
             config,
             redis,
             first: Some(first),
+            services: url,
             folder,
             _services: services.drop_guard(),
         }
@@ -241,7 +249,7 @@ impl Running {
     }
 
     pub(crate) fn client_with(&self, key: &str) -> PushServiceClient<PeerChannel> {
-        PushServiceClient::new(peer(&format!("http://{}", self.addrs.grpc), key).channel())
+        client(&format!("http://{}", self.addrs.grpc), key)
     }
 
     pub(crate) fn client(&self) -> PushServiceClient<PeerChannel> {
