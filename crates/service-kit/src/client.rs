@@ -1,29 +1,45 @@
-//! Calls to the other services: a caller's key and the trace context on each, balanced over every endpoint.
+//! Calls to the other services: a caller's key, a deadline and the trace context on each, balanced over every endpoint
+//! that is up.
 
-use std::{fmt, time::Duration};
+mod endpoint;
 
-use secrecy::{ExposeSecret as _, SecretString};
-use tonic::{
-    Request, Status,
-    metadata::{Ascii, MetadataValue},
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
 };
 
-use crate::trace;
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Request, Response, header::AUTHORIZATION};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{
+    Code, Status,
+    body::Body,
+    transport::{Channel, Endpoint},
+};
+use tower::{Service, ServiceExt as _};
 
-/// A connection that is given up for lost after this long.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+use self::endpoint::Endpoints;
+use crate::{
+    grpc,
+    status::{self, reason},
+    trace,
+};
+
 /// A call that sets no deadline of its own ends after this long.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// An idle connection is probed this often, so that a dead peer is noticed before the next call.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// How to reach another service.
 #[derive(Clone)]
 pub struct Peer {
     endpoints: Vec<Endpoint>,
-    authorization: MetadataValue<Ascii>,
+    authorization: HeaderValue,
 }
 
 impl fmt::Debug for Peer {
@@ -33,56 +49,90 @@ impl fmt::Debug for Peer {
     }
 }
 
-/// A channel that shows the caller's key and carries the trace on.
-pub type PeerChannel = InterceptedService<Channel, Outgoing>;
-
 impl Peer {
-    /// Endpoints of one service, and the key that it knows us by: visible ASCII, or the service will know nobody.
+    /// Endpoints of one service, and the key that it knows us by: visible ASCII, or the service will know nobody. A
+    /// host name that stands for several addresses is as many endpoints.
     #[expect(clippy::needless_pass_by_value, reason = "the key is handed over")]
     pub fn new(endpoints: Vec<Endpoint>, key: SecretString) -> Self {
         let mut authorization = format!("Bearer {}", key.expose_secret())
             .parse()
-            .unwrap_or_else(|_| MetadataValue::from_static("Bearer"));
+            .unwrap_or_else(|_| HeaderValue::from_static("Bearer"));
         authorization.set_sensitive(true);
-        let endpoints = endpoints
-            .into_iter()
-            .map(|endpoint| {
-                endpoint
-                    .connect_timeout(CONNECT_TIMEOUT)
-                    .timeout(CALL_TIMEOUT)
-                    .http2_keep_alive_interval(KEEP_ALIVE)
-                    .keep_alive_while_idle(true)
-                    .tcp_nodelay(true)
-            })
-            .collect();
         Self {
-            endpoints,
+            endpoints: endpoints.into_iter().map(endpoint::tune).collect(),
             authorization,
         }
     }
 
-    /// A channel that connects when it is first used and again when it must. Call it within a tokio runtime.
+    /// A channel to whichever endpoints are up, now and later; its connections close with its last clone. Call it
+    /// within a tokio runtime.
     pub fn channel(&self) -> PeerChannel {
-        let channel = match self.endpoints.as_slice() {
-            [one] => one.connect_lazy(),
-            many => Channel::balance_list(many.iter().cloned()),
-        };
-        let authorization = self.authorization.clone();
-        InterceptedService::new(channel, Outgoing { authorization })
+        let stop = CancellationToken::new();
+        PeerChannel {
+            endpoints: endpoint::follow(&self.endpoints, &stop),
+            next: Arc::default(),
+            authorization: self.authorization.clone(),
+            _stop: Arc::new(stop.drop_guard()),
+        }
     }
 }
 
-/// Adds the caller's key and the trace context to each call.
+/// A channel to another service; clones share it. Calls take the endpoints in turn.
 #[derive(Debug, Clone)]
-pub struct Outgoing {
-    authorization: MetadataValue<Ascii>,
+pub struct PeerChannel {
+    endpoints: watch::Receiver<Endpoints>,
+    next: Arc<AtomicUsize>,
+    authorization: HeaderValue,
+    _stop: Arc<DropGuard>,
 }
 
-impl Interceptor for Outgoing {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let metadata = request.metadata_mut();
-        metadata.insert("authorization", self.authorization.clone());
-        trace::inject(metadata);
-        Ok(request)
+impl PeerChannel {
+    /// An endpoint that is up. Only before the first look at each is over does it wait.
+    async fn endpoint(&mut self) -> Result<Channel, Status> {
+        let down = || {
+            let message = "no endpoint of the service answers";
+            status::error(Code::Unavailable, reason::PEER_UNAVAILABLE, message)
+                .retry_after(Duration::from_secs(1))
+                .build()
+        };
+        let settled = self.endpoints.wait_for(Endpoints::is_settled).await;
+        let endpoints = settled.map_err(|_| down())?;
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        endpoints.nth(turn).cloned().ok_or_else(down)
+    }
+}
+
+impl Service<Request<Body>> for PeerChannel {
+    type Response = Response<Body>;
+    type Error = tower::BoxError;
+    type Future = BoxFuture<'static, Result<Response<Body>, tower::BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), tower::BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let headers = request.headers_mut();
+        headers.insert(AUTHORIZATION, self.authorization.clone());
+        trace::inject(headers);
+        let deadline = grpc::timeout(headers).unwrap_or_else(|| {
+            let millis = format!("{}m", CALL_TIMEOUT.as_millis());
+            headers.extend(millis.parse().map(|value| (grpc::TIMEOUT, value)));
+            CALL_TIMEOUT
+        });
+        let mut channel = self.clone();
+        // Started here it ends before tonic's own, which would say CANCELLED.
+        let limit = tokio::time::sleep(deadline);
+        Box::pin(async move {
+            let answer = async {
+                let endpoint = channel.endpoint().await?;
+                endpoint.oneshot(request).await.map_err(Into::into)
+            };
+            tokio::select! {
+                biased;
+                answer = answer => answer,
+                () = limit => Err(grpc::late(deadline).into()),
+            }
+        })
     }
 }

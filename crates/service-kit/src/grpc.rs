@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument as _, Span, debug, field::Empty, info_span, warn};
@@ -16,6 +16,8 @@ use crate::{
     trace,
 };
 
+/// The header of a request's deadline.
+pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// No response head takes longer, whatever deadline its caller set. What is streamed after it may.
 const LONGEST: Duration = Duration::from_secs(30);
 /// Requests by service, method and status code.
@@ -147,28 +149,29 @@ fn is_failure(code: Code) -> bool {
     )
 }
 
-/// How long the response's head may take: the caller's `grpc-timeout`, and never longer than [`LONGEST`].
+/// How long the response's head may take: as long as the caller gives it, and never longer than [`LONGEST`].
 fn deadline(headers: &HeaderMap) -> Duration {
-    let asked = headers.get("grpc-timeout").and_then(|value| {
-        let (number, unit) = value
-            .to_str()
-            .ok()?
-            .split_at_checked(value.len().checked_sub(1)?)?;
-        let number: u64 = number.parse().ok()?;
-        match unit {
-            "H" => Some(Duration::from_secs(number.saturating_mul(3600))),
-            "M" => Some(Duration::from_secs(number.saturating_mul(60))),
-            "S" => Some(Duration::from_secs(number)),
-            "m" => Some(Duration::from_millis(number)),
-            "u" => Some(Duration::from_micros(number)),
-            "n" => Some(Duration::from_nanos(number)),
-            _ => None,
-        }
-    });
-    asked.map_or(LONGEST, |asked| asked.min(LONGEST))
+    timeout(headers).map_or(LONGEST, |asked| asked.min(LONGEST))
 }
 
-fn late(deadline: Duration) -> Status {
+/// The deadline that a request's `grpc-timeout` sets, as gRPC over HTTP/2 defines it.
+pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(TIMEOUT)?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number.saturating_mul(3600))),
+        "M" => Some(Duration::from_secs(number.saturating_mul(60))),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+/// `DEADLINE_EXCEEDED`.
+pub(crate) fn late(deadline: Duration) -> Status {
     let message = format!("not answered within {deadline:?}");
     status::error(Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED, message).build()
 }

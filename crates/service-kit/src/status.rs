@@ -28,6 +28,8 @@ pub mod reason {
     pub const WECHAT_CONFIG_INVALID: &str = "WECHAT_CONFIG_INVALID";
     /// Redis or the database does not answer.
     pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
+    /// Another of the services does not answer.
+    pub const PEER_UNAVAILABLE: &str = "PEER_UNAVAILABLE";
     /// The answer took longer than the caller's deadline, or than wxhub's own.
     pub const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
     /// A bug of wxhub's; the message carries no detail, the log does.

@@ -21,17 +21,22 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-struct Running {
-    addrs: Listen,
-    readiness: Readiness,
-    shutdown: CancellationToken,
-    ended: JoinHandle<Result<(), Error>>,
+pub(crate) struct Running {
+    pub(crate) addrs: Listen,
+    pub(crate) readiness: Readiness,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) ended: JoinHandle<Result<(), Error>>,
 }
 
-async fn start(http: Router, workers: Workers) -> Running {
+pub(crate) async fn start(http: Router, workers: Workers) -> Running {
+    start_at(SocketAddr::from(([127, 0, 0, 1], 0)), http, workers).await
+}
+
+/// With gRPC at a given address.
+pub(crate) async fn start_at(grpc: SocketAddr, http: Router, workers: Workers) -> Running {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let listeners = Listeners::bind(Listen {
-        grpc: any,
+        grpc,
         http: any,
         ops: any,
     })
@@ -88,7 +93,7 @@ async fn health(addr: SocketAddr) -> ServingStatus {
 }
 
 /// Asks again until the answer is the one expected; the test's own timeout is the deadline.
-async fn until<T: PartialEq, F: Future<Output = T>>(expected: T, ask: impl Fn() -> F) {
+pub(crate) async fn until<T: PartialEq, F: Future<Output = T>>(expected: T, ask: impl Fn() -> F) {
     let wait = async {
         while ask().await != expected {
             tokio::time::sleep(Duration::from_millis(10)).await;

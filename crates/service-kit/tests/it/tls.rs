@@ -45,6 +45,8 @@ async fn comes_through(server: &Settings, client: Settings) -> bool {
     .unwrap();
     let port = listeners.addrs().unwrap().grpc.port();
     let mut problems = Problems::default();
+    let readiness = Readiness::default();
+    readiness.set_ready();
     let server = Server {
         name: "probe-service",
         listeners,
@@ -55,7 +57,7 @@ async fn comes_through(server: &Settings, client: Settings) -> bool {
         catalog: CatalogHandle::fixed(Catalog::default()),
         tls: server.server_tls(&mut problems).unwrap(),
         http: axum::Router::new(),
-        readiness: Readiness::default(),
+        readiness,
         workers: Workers::default(),
     };
     let peer = Settings {
