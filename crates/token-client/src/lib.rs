@@ -62,7 +62,7 @@ impl TokenClient {
     /// # Errors
     /// [`Error`] with token-service's reason, when memory holds none that may still be used.
     pub async fn access_token(&self, app: &AppId) -> Result<Arc<CachedToken>, Error> {
-        if let Some(token) = self.cache.get(app) {
+        if let Some(token) = self.cached(app) {
             return Ok(token);
         }
         let request = GetAccessTokenRequest {
@@ -70,6 +70,11 @@ impl TokenClient {
         };
         let answer = self.rpc.clone().get_access_token(request).await?;
         self.cache.put(answer.into_inner().access_token)
+    }
+
+    /// What memory holds of the app, if it may still be used: nobody is asked.
+    pub fn cached(&self, app: &AppId) -> Option<Arc<CachedToken>> {
+        self.cache.get(app)
     }
 
     /// Calls WeChat with the app's token. When WeChat says that the token is dead (40001, 40014, 42001), reports it and

@@ -116,6 +116,14 @@ impl Broker {
         slot.ask(wish(), |_| true).await
     }
 
+    /// Has a missing value fetched, without waiting for it.
+    pub(crate) fn prefetch(&self, key: &Key) {
+        let slot = self.slot(key);
+        if slot.valid().is_none() && self.backing_off(&slot).is_ok() {
+            slot.wish(wish());
+        }
+    }
+
     /// Why nothing is asked of WeChat now: the last failure, while it is too fresh to try again.
     pub(crate) fn backing_off(&self, slot: &Slot) -> Result<(), Error> {
         let failure = slot.state().failure;

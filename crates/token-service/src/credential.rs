@@ -37,6 +37,16 @@ pub struct Key {
     pub kind: Kind,
 }
 
+impl Key {
+    /// The app's access_token.
+    pub fn access_token(app: &AppId) -> Self {
+        Self {
+            app: app.clone(),
+            kind: Kind::AccessToken,
+        }
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.app, self.kind.as_str())

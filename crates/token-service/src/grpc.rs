@@ -20,7 +20,7 @@ use wechat::{AppId, Class, ErrCode, TicketType};
 
 use crate::{
     broker::Broker,
-    credential::{Key, Kind, slot::Held},
+    credential::{Key, slot::Held},
     error::Error,
     jsapi, report,
     watch::{self, Apps},
@@ -91,7 +91,7 @@ impl TokenService for Rpcs {
         request: Request<GetAccessTokenRequest>,
     ) -> Result<Response<GetAccessTokenResponse>, Status> {
         let app = self.app(&request, |request| &request.app_id)?;
-        let key = token_key(&app.app_id);
+        let key = Key::access_token(&app.app_id);
         let held = self.broker.get(&key).await;
         let held = held.map_err(|error| self.refused(&error))?;
         Ok(Response::new(GetAccessTokenResponse {
@@ -198,7 +198,7 @@ impl TokenService for Rpcs {
         if errcode.class() != Class::Token {
             return Err(invalid_field("errcode", "must be 40001, 40014 or 42001"));
         }
-        let key = token_key(&app.app_id);
+        let key = Key::access_token(&app.app_id);
         let held = report::report(&self.broker, &key, version, errcode).await;
         let held = held.map_err(|error| self.refused(&error))?;
         Ok(Response::new(ReportInvalidAccessTokenResponse {
@@ -211,7 +211,7 @@ impl TokenService for Rpcs {
         request: Request<RefreshAccessTokenRequest>,
     ) -> Result<Response<RefreshAccessTokenResponse>, Status> {
         let app = self.app(&request, |request| &request.app_id)?;
-        let key = token_key(&app.app_id);
+        let key = Key::access_token(&app.app_id);
         let held = report::refresh(&self.broker, &key, request.get_ref().force).await;
         let held = held.map_err(|error| self.refused(&error))?;
         Ok(Response::new(RefreshAccessTokenResponse {
@@ -225,13 +225,6 @@ impl TokenService for Rpcs {
     ) -> Result<Response<ListCredentialsResponse>, Status> {
         let caller = Caller::of(&request)?;
         list::page(&self.broker, &caller, request.get_ref()).map(Response::new)
-    }
-}
-
-fn token_key(app: &AppId) -> Key {
-    Key {
-        app: app.clone(),
-        kind: Kind::AccessToken,
     }
 }
 

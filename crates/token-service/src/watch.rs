@@ -13,7 +13,7 @@ use wechat::AppId;
 
 use crate::{
     broker::Broker,
-    credential::{Key, Kind, slot::Held},
+    credential::{Key, slot::Held},
 };
 
 /// Which apps a stream tells of.
@@ -38,7 +38,7 @@ struct Watch {
     sent: HashMap<AppId, (u64, std::time::SystemTime)>,
 }
 
-/// The tokens of `apps` from now on. The stream ends when the service drains, and when the catalog changes: the caller opens it
+/// The tokens of `apps` from now on; those of named apps are fetched when there are none. The stream ends when the service drains, and when the catalog changes: the caller opens it
 /// again, and is checked anew.
 pub fn follow(
     broker: Broker,
@@ -55,6 +55,11 @@ pub fn follow(
         broker,
     };
     watch.pending = watch.all();
+    if let Apps::Named(apps) = &watch.apps {
+        for app in apps {
+            watch.broker.prefetch(&Key::access_token(app));
+        }
+    }
     stream::unfold(watch, |mut watch| async move {
         let item = watch.next().await?;
         Some((item, watch))
@@ -93,10 +98,7 @@ impl Watch {
 
     /// The app's token, when the reader does not have it yet.
     fn news(&mut self, app: &AppId) -> Option<Arc<Held>> {
-        let key = Key {
-            app: app.clone(),
-            kind: Kind::AccessToken,
-        };
+        let key = Key::access_token(app);
         let held = self.broker.existing(&key)?.valid()?;
         let place = (held.credential.version, held.credential.times.refresh);
         let before = self.sent.insert(key.app, place);

@@ -162,7 +162,8 @@ impl Slot {
             .unwrap_or_else(|_| Err(self.too_slow()))
     }
 
-    fn wish(&self, new: Wish) {
+    /// Hands a wish to the refresher.
+    pub(crate) fn wish(&self, new: Wish) {
         let mut wish = self.wish.lock().unwrap_or_else(PoisonError::into_inner);
         let merged = wish.get_or_insert_default();
         merged.replace = merged.replace.max(new.replace);

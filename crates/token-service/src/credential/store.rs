@@ -317,3 +317,5 @@ fn verify_at(policy: Policy, lease: Lease, now: SystemTime) -> Option<SystemTime
     (policy == Policy::Classic && lease.takeover).then(|| now + VERIFY_AFTER)
 }
 
+#[cfg(test)]
+mod tests;

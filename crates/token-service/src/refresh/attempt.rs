@@ -100,10 +100,7 @@ impl<'a> Attempt<'a> {
             Kind::JsapiTicket => TicketType::Jsapi,
             Kind::WxCardTicket => TicketType::WxCard,
         };
-        let token_key = Key {
-            app: app.app_id.clone(),
-            kind: Kind::AccessToken,
-        };
+        let token_key = Key::access_token(&app.app_id);
         // Boxed: the token's own refresh is of the same type.
         let token = Box::pin(self.broker.get(&token_key)).await?;
         let using = |token: &Credential| {

@@ -227,3 +227,12 @@ impl Record {
         }
     }
 }
+
+#[cfg(test)]
+impl MemoryStore {
+    pub(super) fn expire_lease(&self, key: &Key) {
+        if let Some(entry) = self.entries().get_mut(key) {
+            entry.lease = None;
+        }
+    }
+}

@@ -464,3 +464,30 @@ fn unix(time: SystemTime) -> u64 {
 fn at(unix: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(unix)
 }
+
+#[cfg(test)]
+impl RedisStore {
+    pub(super) async fn expire_lease(&self, key: &Key) {
+        use redis::AsyncCommands as _;
+        let _: () = self.connection.clone().del(lease_key(key)).await.unwrap();
+    }
+
+    /// Every key with its TTL in milliseconds and its content.
+    pub(super) async fn dump(&self) -> Vec<(String, i64, String)> {
+        use redis::AsyncCommands as _;
+        let mut connection = self.connection.clone();
+        let keys: Vec<String> = connection.keys("*").await.unwrap();
+        let mut dump = Vec::new();
+        for key in keys {
+            let ttl = connection.pttl(&key).await.unwrap();
+            let text = if key.ends_with(":lease") {
+                connection.get(&key).await.unwrap()
+            } else {
+                let fields: HashMap<String, String> = connection.hgetall(&key).await.unwrap();
+                format!("{fields:?}")
+            };
+            dump.push((key, ttl, text));
+        }
+        dump
+    }
+}

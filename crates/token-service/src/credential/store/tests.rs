@@ -1,0 +1,399 @@
+//! One suite over both stores.
+
+use std::time::UNIX_EPOCH;
+
+use secrecy::ExposeSecret as _;
+use test_support::{Redis, eventually};
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::credential::{
+    Kind,
+    failure::{Call, Cause},
+};
+
+const NOW_MS: u64 = 1_800_000_000_000;
+
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(NOW_MS)
+}
+
+fn later(seconds: u64) -> SystemTime {
+    now() + Duration::from_secs(seconds)
+}
+
+fn key() -> Key {
+    Key {
+        app: "wx0000000000000001".parse().unwrap(),
+        kind: Kind::AccessToken,
+    }
+}
+
+fn fresh(secret: &str, policy: Policy) -> Fresh {
+    Fresh {
+        secret: secret.into(),
+        policy,
+        times: policy.plan(now(), Duration::from_secs(7200), 0.0),
+        highest: 0,
+    }
+}
+
+fn failure(attempts: u32) -> Failure {
+    let cause = Cause::Refused {
+        call: Call::Token,
+        errcode: 40125,
+        errmsg: "invalid appsecret".to_owned(),
+        rid: None,
+    };
+    let mut failure = Failure::new(cause, "s".to_owned(), None, now(), 0.25);
+    failure.attempts = attempts;
+    failure
+}
+
+/// What every test does with either store.
+struct Suite {
+    store: Store,
+    _redis: Option<Redis>,
+}
+
+impl Suite {
+    async fn both() -> [Self; 2] {
+        let redis = Redis::start().await;
+        let url = redis.url();
+        let client = ::redis::Client::open(url.as_str()).unwrap();
+        let connection = service_kit::storage::redis(&url.into()).unwrap();
+        [
+            Self {
+                store: Store::in_memory(),
+                _redis: None,
+            },
+            Self {
+                store: Store::in_redis(connection, client, Sealer::ephemeral()),
+                _redis: Some(redis),
+            },
+        ]
+    }
+
+    async fn claim(&self, replaces: u64, now: SystemTime) -> Claim {
+        let claimant = Claimant { replaces, now };
+        self.store.claim(&key(), claimant).await.unwrap()
+    }
+
+    async fn lease(&self, replaces: u64) -> Lease {
+        match self.claim(replaces, now()).await {
+            Claim::Granted(lease) => lease,
+            refused => unreachable!("{refused:?}"),
+        }
+    }
+
+    async fn begin(&self, lease: Lease, force: Option<ForceLimit>, now: SystemTime) -> Begin {
+        self.store.begin(&key(), lease, force, now).await.unwrap()
+    }
+
+    async fn write(&self, lease: Lease, secret: &str) -> Written {
+        let fresh = fresh(secret, Policy::Classic);
+        self.store
+            .write(&key(), lease, &fresh, now())
+            .await
+            .unwrap()
+    }
+
+    async fn stored(&self, secret: &str) -> u64 {
+        let held = self.record().await.version();
+        let lease = self.lease(held).await;
+        assert_eq!(self.begin(lease, None, now()).await, Begin::Granted);
+        match self.write(lease, secret).await {
+            Written::Stored(version) => version,
+            Written::Superseded => unreachable!("nobody else writes"),
+        }
+    }
+
+    async fn record(&self) -> Record {
+        self.store.load(&key()).await.unwrap().unwrap_or_default()
+    }
+
+    /// The lease ends while its holder is paused: in Redis by its TTL, which a test does not wait for.
+    async fn lease_expires(&self) {
+        match &self.store {
+            Store::Memory(store) => store.expire_lease(&key()),
+            Store::Redis(store) => store.expire_lease(&key()).await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_value_comes_back_as_it_was_stored() {
+    for suite in Suite::both().await {
+        assert!(suite.store.load(&key()).await.unwrap().is_none());
+        let version = suite.stored("token").await;
+        assert!(version > NOW_MS);
+        let record = suite.record().await;
+        let credential = record.credential.unwrap();
+        assert_eq!(credential.secret.expose_secret(), "token");
+        assert_eq!(credential.version, version);
+        assert_eq!(credential.policy, Policy::Classic);
+        assert_eq!(credential.times, fresh("", Policy::Classic).times);
+        assert!(record.failure.is_none() && record.verify.is_none());
+        assert_eq!(record.calls.on(now()), 1);
+        assert_eq!(record.calls.on(later(86_400)), 0);
+    }
+}
+
+#[tokio::test]
+async fn r1_nothing_is_claimed_when_the_stored_version_is_newer() {
+    for suite in Suite::both().await {
+        let version = suite.stored("token").await;
+        assert!(matches!(
+            suite.claim(version - 1, now()).await,
+            Claim::Newer
+        ));
+        assert!(matches!(
+            suite.claim(version, now()).await,
+            Claim::Granted(_)
+        ));
+    }
+}
+
+#[tokio::test]
+async fn r2_one_holder_at_a_time() {
+    for suite in Suite::both().await {
+        let lease = suite.lease(0).await;
+        match suite.claim(0, now()).await {
+            Claim::Busy(left) => assert!(left > Duration::ZERO && left <= LEASE),
+            granted => unreachable!("{granted:?}"),
+        }
+        suite.store.release(&key(), lease).await.unwrap();
+        let next = suite.lease(0).await;
+        assert!(next.fence > lease.fence);
+        assert!(!next.takeover);
+    }
+}
+
+#[tokio::test]
+async fn r3_a_lease_that_is_lost_neither_begins_nor_ends_anything() {
+    for suite in Suite::both().await {
+        let lost = suite.lease(0).await;
+        suite.lease_expires().await;
+        let holder = suite.lease(0).await;
+        assert_eq!(suite.begin(lost, None, now()).await, Begin::Lost);
+        suite.store.release(&key(), lost).await.unwrap();
+        suite
+            .store
+            .fail(&key(), lost, &failure(1), false)
+            .await
+            .unwrap();
+        assert!(suite.record().await.failure.is_none());
+        assert!(matches!(suite.claim(0, now()).await, Claim::Busy(_)));
+        assert_eq!(suite.begin(holder, None, now()).await, Begin::Granted);
+    }
+}
+
+#[tokio::test]
+async fn r4_a_late_writer_overwrites_nothing() {
+    for suite in Suite::both().await {
+        let late = suite.lease(0).await;
+        suite.begin(late, None, now()).await;
+        suite.lease_expires().await;
+        let version = suite.stored("newer").await;
+        assert_eq!(suite.write(late, "older").await, Written::Superseded);
+        let record = suite.record().await;
+        let credential = record.credential.unwrap();
+        assert_eq!(credential.secret.expose_secret(), "newer");
+        assert_eq!(credential.version, version);
+        // What the late writer fetched may have ended the newer one: one more refresh, when the floor allows.
+        assert_eq!(record.verify, Some(later(30)));
+    }
+}
+
+#[tokio::test]
+async fn r15_a_takeover_of_a_call_that_began_is_verified_a_minute_later() {
+    for suite in Suite::both().await {
+        let dead = suite.lease(0).await;
+        suite.begin(dead, None, now()).await;
+        suite.lease_expires().await;
+        let heir = suite.lease(0).await;
+        assert!(heir.takeover);
+        suite.begin(heir, None, now()).await;
+        let Written::Stored(version) = suite.write(heir, "token").await else {
+            unreachable!("the heir is the newest")
+        };
+        assert_eq!(suite.record().await.verify, Some(later(60)));
+        let next = suite.lease(version).await;
+        assert!(!next.takeover);
+        suite.begin(next, None, now()).await;
+        suite.write(next, "verified").await;
+        assert_eq!(suite.record().await.verify, None);
+    }
+}
+
+#[tokio::test]
+async fn r15_a_failure_that_may_have_reached_wechat_stays_in_doubt() {
+    for suite in Suite::both().await {
+        for (ambiguous, takeover) in [(false, false), (true, true)] {
+            let lease = suite.lease(0).await;
+            suite.begin(lease, None, now()).await;
+            suite
+                .store
+                .fail(&key(), lease, &failure(2), ambiguous)
+                .await
+                .unwrap();
+            assert_eq!(suite.record().await.failure, Some(failure(2)));
+            let next = suite.lease(0).await;
+            assert_eq!(next.takeover, takeover);
+            suite.store.release(&key(), next).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn versions_grow_and_the_same_text_keeps_its_own() {
+    for suite in Suite::both().await {
+        let first = suite.stored("a").await;
+        assert_eq!(suite.stored("a").await, first);
+        let second = suite.stored("b").await;
+        assert!(second > first);
+        let record = suite.record().await;
+        let credential = record.credential.as_ref().unwrap();
+        assert_eq!(record.version_of(&credential.digest()), Some(second));
+        assert_eq!(record.history.len(), 2);
+        for index in 0..20 {
+            suite.stored(&format!("token {index}")).await;
+        }
+        assert_eq!(suite.record().await.history.len(), HISTORY);
+    }
+}
+
+#[tokio::test]
+async fn versions_and_fences_grow_beyond_what_a_replica_held_when_the_store_is_emptied() {
+    for suite in Suite::both().await {
+        let held = NOW_MS * 2;
+        let lease = suite.lease(held).await;
+        assert!(lease.fence > held);
+        let fresh = Fresh {
+            highest: held,
+            ..fresh("a", Policy::Stable)
+        };
+        let written = suite
+            .store
+            .write(&key(), lease, &fresh, now())
+            .await
+            .unwrap();
+        assert_eq!(written, Written::Stored(held + 1));
+    }
+}
+
+#[tokio::test]
+async fn a_lost_value_is_put_back_and_a_newer_one_stays() {
+    for suite in Suite::both().await {
+        let held = Credential {
+            secret: "held".into(),
+            version: 7,
+            policy: Policy::Stable,
+            times: fresh("", Policy::Stable).times,
+        };
+        suite.store.restore(&key(), &held).await.unwrap();
+        let record = suite.record().await;
+        assert_eq!(record.version(), 7);
+        assert_eq!(record.version_of(&held.digest()), Some(7));
+        let version = suite.stored("newer").await;
+        suite.store.restore(&key(), &held).await.unwrap();
+        assert_eq!(suite.record().await.version(), version);
+    }
+}
+
+#[tokio::test]
+async fn r8_forced_refreshes_are_apart_and_counted_by_the_day() {
+    for suite in Suite::both().await {
+        let lease = suite.lease(0).await;
+        let limit = Some(ForceLimit(2));
+        assert_eq!(suite.begin(lease, limit, now()).await, Begin::Granted);
+        assert_eq!(suite.begin(lease, limit, now()).await, Begin::NotForced);
+        // In memory the lease ends by the clock that the test moves.
+        for (seconds, expected) in [
+            (31, Begin::Granted),
+            (62, Begin::NotForced),
+            (86_400, Begin::Granted),
+        ] {
+            suite.lease_expires().await;
+            let now = later(seconds);
+            let Claim::Granted(lease) = suite.claim(0, now).await else {
+                unreachable!("the lease is over")
+            };
+            assert_eq!(suite.begin(lease, limit, now).await, expected, "{seconds}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn everybody_hears_of_changes_and_failures() {
+    for suite in Suite::both().await {
+        let (heard, mut events) = tokio::sync::mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        let tracker = TaskTracker::new();
+        let (store, stopped) = (suite.store.clone(), stop.clone());
+        tracker.spawn(async move {
+            let tell = move |event| {
+                let _ = heard.send(event);
+            };
+            store.follow(&stopped, tell).await;
+        });
+        let mut next = async || {
+            eventually("an event", Duration::from_secs(10), async || {
+                events.try_recv()
+            })
+            .await
+        };
+        assert_eq!(next().await, Event::Missed);
+        suite.stored("a").await;
+        assert_eq!(next().await, Event::Changed(key()));
+        let version = suite.record().await.version();
+        let lease = suite.lease(version).await;
+        suite
+            .store
+            .fail(&key(), lease, &failure(1), false)
+            .await
+            .unwrap();
+        assert_eq!(next().await, Event::Changed(key()));
+        stop.cancel();
+        tracker.close();
+        tracker.wait().await;
+    }
+}
+
+#[tokio::test]
+async fn redis_holds_no_secret_in_clear_and_every_key_ends() {
+    let [_, suite] = Suite::both().await;
+    suite.stored("s3cr3t").await;
+    let lease = suite.lease(suite.record().await.version()).await;
+    suite.begin(lease, None, now()).await;
+    let Store::Redis(store) = &suite.store else {
+        unreachable!("the second suite is on Redis")
+    };
+    let dump = store.dump().await;
+    assert_eq!(dump.len(), 2);
+    for (key, ttl, text) in dump {
+        assert!(
+            key.starts_with("wxhub:token:v1:{wx0000000000000001}:access_token"),
+            "{key}"
+        );
+        assert!(ttl > 0, "{key}");
+        assert!(!text.contains("s3cr3t"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_value_sealed_under_another_key_is_an_error_and_not_nothing() {
+    let redis = Redis::start().await;
+    let store = || {
+        let url = redis.url();
+        let client = ::redis::Client::open(url.as_str()).unwrap();
+        let connection = service_kit::storage::redis(&url.into()).unwrap();
+        Suite {
+            store: Store::in_redis(connection, client, Sealer::ephemeral()),
+            _redis: None,
+        }
+    };
+    store().stored("a").await;
+    let error = store().store.load(&key()).await.unwrap_err();
+    assert!(matches!(error, Error::Unreadable { .. }), "{error}");
+}

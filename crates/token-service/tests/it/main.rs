@@ -1,0 +1,9 @@
+//! token-service over real sockets, against the sandbox, on memory and on Redis; and its broker in simulated time.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod catalog;
+mod rpc;
+mod simulated;
+mod single_flight;
+mod watch;
+mod world;
