@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -72,6 +73,8 @@ impl MariaDb {
             .args([
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
+                // Not every machine can resolve its own name.
+                "--force",
                 LOG_FILE_SIZE,
             ])
             .args(user())
@@ -156,6 +159,7 @@ impl MariaDb {
             Some(Child::spawn(&mut command, Some(folder)));
 
         eventually("mariadbd answers", START, async || {
+            self.expect_running(&log);
             let status = match self.data_folder().await {
                 // Our own answers: another process could have taken the port.
                 Ok(data) if data.starts_with(&*folder.to_string_lossy()) => return Ok(()),
@@ -175,6 +179,13 @@ impl MariaDb {
     /// Lets a paused server go on (SIGCONT).
     pub fn resume(&self) {
         self.signal(Signal::CONT);
+    }
+
+    fn expect_running(&self, log: &Path) {
+        let mut process = self.process.lock().expect("no holder panics");
+        if let Some(status) = process.as_mut().and_then(Child::exit_status) {
+            panic!("mariadbd ended at once: {status}\n{}", child::log_tail(log));
+        }
     }
 
     fn signal(&self, signal: Signal) {
