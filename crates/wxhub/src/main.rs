@@ -1,2 +1,47 @@
-//! x
-fn main() {}
+//! The `wxhub` command: everything in one process to develop with, the demo, and the migrations.
+
+mod demo;
+mod dev;
+mod migrate;
+mod world;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use service_kit::cli;
+
+/// The one gateway between a company's teams and WeChat: develop with it, see it work, migrate its databases
+#[derive(Debug, Parser)]
+#[command(name = "wxhub", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    dev: Box<dev::Args>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a sandboxed WeChat and all three services in this process (what it does without a verb)
+    Dev(Box<dev::Args>),
+    /// Drive the whole story, step by step, against a running `wxhub dev` or one of its own
+    Demo(demo::Args),
+    /// Bring the tables of every service up to date
+    Migrate(migrate::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::usage(&error),
+    };
+    let ran = cli::runtime().and_then(|runtime| match cli.verb.unwrap_or(Verb::Dev(cli.dev)) {
+        Verb::Dev(args) => runtime.block_on(dev::run(&args)),
+        Verb::Demo(args) => runtime.block_on(demo::run(&args)),
+        Verb::Migrate(args) => runtime.block_on(migrate::run(args)),
+    });
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => cli::fail("wxhub", &error),
+    }
+}
