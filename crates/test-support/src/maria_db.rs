@@ -64,12 +64,10 @@ impl MariaDb {
     /// When MariaDB is not installed or does not start, with its log.
     pub async fn start() -> Self {
         let folder = child::folder("mariadb");
+        std::fs::create_dir(folder.path().join("tmp")).expect("the folder is empty");
         let install = Command::new(child::program(&["mariadb-install-db", "mysql_install_db"]))
             .arg("--no-defaults")
-            .arg(format!(
-                "--datadir={}",
-                folder.path().join("data").display()
-            ))
+            .args(folders(folder.path()))
             .args([
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
@@ -132,7 +130,7 @@ impl MariaDb {
         let mut command = Command::new(child::program(&["mariadbd", "mysqld"]));
         command
             .arg("--no-defaults")
-            .arg(format!("--datadir={}", folder.join("data").display()))
+            .args(folders(folder))
             .arg(format!("--socket={}", folder.join("socket").display()))
             .arg(format!("--pid-file={}", folder.join("pid").display()))
             .arg(format!("--port={}", self.port))
@@ -225,6 +223,12 @@ impl MariaDb {
 
 /// Enough for tests, and quick to create: the default is 96 MiB.
 const LOG_FILE_SIZE: &str = "--innodb-log-file-size=10M";
+
+/// Its data, and temporary files of its own: a server that starts removes those it finds, its neighbours' too.
+fn folders(folder: &Path) -> [String; 2] {
+    [("datadir", "data"), ("tmpdir", "tmp")]
+        .map(|(option, name)| format!("--{option}={}", folder.join(name).display()))
+}
 
 /// MariaDB runs as root, as tests in containers do, only when told so.
 fn user() -> Option<&'static str> {
