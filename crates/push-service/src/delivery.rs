@@ -38,6 +38,10 @@ const CONCURRENCY: usize = 64;
 const ROOM: u32 = 16;
 /// How often due messages are looked for when no doorbell rings.
 const POLL: Duration = Duration::from_secs(1);
+/// After the database was away, what seems lost may have a living worker that is about to write its outcome: that one
+/// goes first.
+const SETTLE: Duration = Duration::from_secs(2);
+
 /// Sends messages.
 #[derive(Debug, Clone)]
 pub(crate) struct Delivery {
@@ -66,28 +70,38 @@ impl Delivery {
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // More may be due than there was room for.
         let mut backlog = false;
+        // Elapsed time since which the database answers.
+        let mut answers_since = None;
         loop {
             let polled = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                _ = poll.tick() => true,
-                () = this.doorbell.rung() => false,
                 Some(ended) = batches.join_next() => {
                     report_panic(ended);
                     continue;
                 }
+                _ = poll.tick() => true,
+                () = this.doorbell.rung() => false,
                 // Enough at once that claims stay worth their statements.
                 Ok(_) = slots.acquire_many(ROOM), if backlog => false,
             };
+            let now = this.clock.elapsed();
+            let settled = answers_since.is_some_and(|since| since + SETTLE <= now);
             let taken_up = async {
-                if polled {
+                if polled && settled {
                     this.recover().await?;
                 }
                 this.take_up(&slots, &mut batches).await
             };
             match taken_up.await {
-                Ok(more) => backlog = more,
-                Err(error) => warn!("messages wait, for the database does not answer: {error}"),
+                Ok(more) => {
+                    backlog = more;
+                    answers_since.get_or_insert(now);
+                }
+                Err(error) => {
+                    answers_since = None;
+                    warn!("messages wait, for the database does not answer: {error}");
+                }
             }
         }
         while let Some(ended) = batches.join_next().await {

@@ -1,5 +1,7 @@
 //! Every way in which push-service can refuse or fail, and what a caller is told of it.
 
+use std::time::Duration;
+
 use sea_orm::DbErr;
 use service_kit::status;
 use tonic::{Code, Status};
@@ -11,6 +13,7 @@ use crate::message::Violation;
 mod reason {
     pub(super) const MESSAGE_NOT_FOUND: &str = "MESSAGE_NOT_FOUND";
     pub(super) const FORM_ID_MISSING: &str = "FORM_ID_MISSING";
+    pub(super) const CONTENDED: &str = "CONTENDED";
     pub(super) const SESSION_INVALID: &str = "SESSION_INVALID";
     pub(super) const AUTH_UNAVAILABLE: &str = "AUTH_UNAVAILABLE";
 }
@@ -25,6 +28,8 @@ pub(crate) enum Error {
     MessageNotFound,
     #[error("no form_id is stored for the user")]
     NoForm,
+    #[error("others were faster each time")]
+    Contended,
     #[error("the session is not valid")]
     SessionInvalid,
     #[error("auth-service does not answer")]
@@ -59,6 +64,13 @@ impl From<Error> for Status {
                 "no form_id is stored for this user: give one, or let the mini program send them to POST /form",
             )
             .build(),
+            Error::Contended => status::error(
+                Code::Unavailable,
+                reason::CONTENDED,
+                "too many messages to this user at once: try again",
+            )
+            .retry_after(Duration::from_secs(1))
+            .build(),
             Error::SessionInvalid => status::error(
                 Code::Unauthenticated,
                 reason::SESSION_INVALID,
@@ -68,7 +80,7 @@ impl From<Error> for Status {
             Error::AuthUnavailable(source) => {
                 error!(code = ?source.code(), "auth-service does not answer: {}", source.message());
                 status::error(Code::Unavailable, reason::AUTH_UNAVAILABLE, "auth-service does not answer")
-                    .retry_after(std::time::Duration::from_secs(1))
+                    .retry_after(Duration::from_secs(1))
                     .build()
             }
             Error::AuthRefused(source) => {

@@ -10,7 +10,6 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use service_kit::{Caller, CatalogHandle, Clock, trace};
 use tokio_util::task::TaskTracker;
-use tonic::metadata::MetadataMap;
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 use wechat::{AppId, OpenId};
@@ -24,8 +23,8 @@ use crate::{database, doorbell::Doorbell, error::Error, form, metrics};
 
 /// W3C trace context.
 const TRACE_PARENT: &str = "traceparent";
-/// How often another form_id is tried when somebody else took the one found.
-const FORM_TRIES: usize = 5;
+/// How often storing is tried again when somebody else took the form_id or the request_id at the same time.
+const TRIES: usize = 16;
 /// A store that takes longer to commit counts as away. The message may be stored all the same: that is what request_id
 /// is for.
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,7 +77,7 @@ impl Messages {
 
     /// The message, and whether it is new.
     async fn store_once(&self, new: NewMessage) -> Result<(Message, bool), Error> {
-        for _ in 0..FORM_TRIES {
+        for _ in 0..TRIES {
             if let Some(first) = self.first(&new).await? {
                 return Ok((first, false));
             }
@@ -96,7 +95,7 @@ impl Messages {
                 Inserted::FormTaken | Inserted::RequestRepeated => {}
             }
         }
-        Err(Error::NoForm)
+        Err(Error::Contended)
     }
 
     /// What the same caller, app and request_id stored before.
@@ -162,9 +161,9 @@ impl Messages {
 
 /// The trace of the caller, as a `traceparent`: what sends the message later goes on in it.
 fn trace_parent() -> Option<String> {
-    let mut metadata = MetadataMap::new();
-    trace::inject(&mut metadata);
-    let value = metadata.get(TRACE_PARENT)?.to_str().ok()?;
+    let mut headers = HeaderMap::new();
+    trace::inject(&mut headers);
+    let value = headers.get(TRACE_PARENT)?.to_str().ok()?;
     Some(value.to_owned())
 }
 

@@ -26,7 +26,7 @@ const NO_TOKEN: Duration = Duration::from_secs(2);
 /// How long messages wait whose app gets no token until somebody mends its settings.
 const MISCONFIGURED: Duration = Duration::from_secs(60);
 /// An outcome that cannot be written for this long is left to the lease: the attempt then counts as ambiguous.
-const WRITE_BACK: Duration = Duration::from_secs(15);
+const WRITE_BACK: Duration = Duration::from_secs(120);
 const WRITE_BACK_PAUSE: Duration = Duration::from_millis(200);
 
 /// Sends one app's messages of one claim.
@@ -140,9 +140,14 @@ impl Batch {
         .await;
     }
 
+    /// What is left of the lease.
+    fn left(&self) -> Duration {
+        (self.since + LEASE).saturating_sub(self.delivery.clock.elapsed())
+    }
+
     /// Whether an attempt that starts now ends within the lease.
     fn holds(&self) -> bool {
-        self.delivery.clock.elapsed() + UPSTREAM_DEADLINE < self.since + LEASE
+        self.left() > UPSTREAM_DEADLINE
     }
 
     async fn send(&self, ready: Ready, token: Arc<CachedToken>) {
@@ -160,7 +165,10 @@ impl Batch {
             Tried::Attempt(attempt) => {
                 policy::after(&message, &content, attempts, attempt, circumstances)
             }
-            Tried::NotSent(why) => policy::release(&message, attempts, why.clone(), NO_TOKEN),
+            Tried::NotSent(why) => {
+                let delay = policy::backoff(attempts, circumstances.jitter);
+                policy::release(&message, attempts, why.clone(), delay)
+            }
         };
         let kind = content.kind();
         let took = self.delivery.clock.elapsed().saturating_sub(started);
@@ -206,18 +214,25 @@ impl Batch {
             result => return Tried::Attempt(Attempt::Made(result)),
         };
         let errcode = refused.errcode().unwrap_or(ErrCode::INVALID_CREDENTIAL);
-        let tokens = &self.delivery.tokens;
-        match tokens.report(&self.app_id, token.version, errcode).await {
-            Ok(fresh) if fresh.version == token.version => {
+        let report = self
+            .delivery
+            .tokens
+            .report(&self.app_id, token.version, errcode);
+        // Later than this a new token is of no use within the lease.
+        let in_time = self.left().saturating_sub(UPSTREAM_DEADLINE);
+        match tokio::time::timeout(in_time, report).await {
+            Ok(Ok(fresh)) if fresh.version == token.version => {
                 Tried::Attempt(Attempt::Made(Err(refused)))
             }
-            Ok(fresh) if self.holds() => {
+            Ok(Ok(fresh)) if self.holds() => {
                 *attempts += 1;
                 Tried::Attempt(Attempt::Made(self.call(outbound, &fresh).await))
             }
             // WeChat refused the only attempt, so nobody was told anything.
-            Ok(_) => Tried::NotSent("a new token came too late for this attempt".to_owned()),
-            Err(error) => Tried::NotSent(error.to_string()),
+            Ok(Ok(_)) | Err(_) => {
+                Tried::NotSent("a new token came too late for this attempt".to_owned())
+            }
+            Ok(Err(error)) => Tried::NotSent(error.to_string()),
         }
     }
 

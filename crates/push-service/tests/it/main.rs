@@ -2,12 +2,7 @@
 //! as on MariaDB and Redis.
 // The futures of whole servers nest deep.
 #![recursion_limit = "256"]
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod accept;
 mod callback;

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use proto::push::v1::MessageState;
-use sandbox::Fault;
-use test_support::eventually;
+use sandbox::{Deliver, Fault};
+use service_kit::settings::DatabaseUrl;
+use test_support::{FaultProxy, eventually};
 
-use crate::world::{AFTER_LEASE, Backend, NEWS, SOON, World, on_both, template};
+use crate::world::{AFTER_LEASE, Backend, NEWS, SOON, World, customer, on_both, template};
 
 const TEMPLATE_SEND: &str = "/cgi-bin/message/template/send";
 
@@ -130,4 +131,60 @@ async fn an_idle_worker_hears_the_doorbell_at_once() {
         started.elapsed()
     );
     app.stop().await;
+}
+
+/// WeChat took the message while the database was away: its worker's outcome wins over the suspicion that it died.
+#[tokio::test]
+async fn an_outcome_survives_a_database_that_is_away_longer_than_the_lease() {
+    let mut world = World::start(Backend::Servers).await;
+    let proxy = FaultProxy::start(world.config.database.expose()).await;
+    world.config.database = DatabaseUrl::new(proxy.url(world.config.database.expose()));
+    let apps = [world.app().await, world.app().await];
+    let open_id = world.user(NEWS);
+    let deliver = Deliver {
+        app_id: NEWS.to_owned(),
+        open_id: Some(open_id.clone()),
+        content: Some("在吗".to_owned()),
+        ..Deliver::default()
+    };
+    world.sandbox.deliver(deliver).await.unwrap();
+    world.sandbox.clear_inbox();
+    world
+        .sandbox
+        .add_fault(Fault {
+            delay_ms: Some(1_500),
+            ..Fault::at("/cgi-bin/message/custom/send")
+        })
+        .unwrap();
+    let accepted = apps[0]
+        .send(customer("news", &open_id, "once"))
+        .await
+        .unwrap();
+    apps[0]
+        .until_state(&accepted.message_id, MessageState::Sending)
+        .await;
+    proxy.cut().await;
+    let cut = tokio::time::Instant::now();
+    eventually(
+        "WeChat took it and the lease is over",
+        AFTER_LEASE,
+        async || world.inbox(&open_id).len() == 1 && cut.elapsed() > Duration::from_secs(9),
+    )
+    .await;
+    proxy.heal().await;
+    let message = eventually("the database answers", AFTER_LEASE, async || {
+        apps[0]
+            .try_get(&accepted.message_id)
+            .await
+            .and_then(|message| match message.state() {
+                MessageState::Sent => Ok(message),
+                state => Err(tonic::Status::internal(state.as_str_name())),
+            })
+    })
+    .await;
+    assert_eq!((message.attempts, message.possible_duplicate), (1, false));
+    assert_eq!(world.inbox(&open_id).len(), 1);
+    for app in apps {
+        app.stop().await;
+    }
 }

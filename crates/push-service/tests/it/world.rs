@@ -266,11 +266,15 @@ impl Running {
     }
 
     pub(crate) async fn get(&self, message_id: &str) -> Message {
+        self.try_get(message_id).await.unwrap()
+    }
+
+    pub(crate) async fn try_get(&self, message_id: &str) -> Result<Message, Status> {
         let request = GetMessageRequest {
             message_id: message_id.to_owned(),
         };
-        let response = self.client().get_message(request).await.unwrap();
-        response.into_inner().message.unwrap()
+        let response = self.client().get_message(request).await?;
+        Ok(response.into_inner().message.unwrap())
     }
 
     /// The message once it is as wanted.
