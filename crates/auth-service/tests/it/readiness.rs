@@ -2,7 +2,6 @@
 
 use service_kit::settings::DatabaseUrl;
 use test_support::{MariaDb, Redis, eventually};
-use tonic::transport::Endpoint;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -10,8 +9,7 @@ use tonic_health::pb::{
 use crate::world::{PATIENCE, Setup, World};
 
 async fn health(world: &World) -> ServingStatus {
-    let endpoint = Endpoint::from_shared(format!("http://{}", world.grpc_addr())).unwrap();
-    let mut client = HealthClient::new(endpoint.connect_lazy());
+    let mut client = HealthClient::new(world.channel());
     let request = HealthCheckRequest {
         service: "wxhub.auth.v1.AuthService".to_owned(),
     };

@@ -17,7 +17,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use service_kit::{
     Sealer,
-    client::{Peer, PeerChannel},
+    client::Peer,
     run::Listeners,
     settings::{DatabaseUrl, Listen, Upstream},
     storage, telemetry,
@@ -25,7 +25,12 @@ use service_kit::{
 use test_support::{MariaDb, Redis, listener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, transport::Endpoint};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
 
 /// The mini program.
 pub(crate) const SHOP: &str = "wx0000000000000001";
@@ -220,19 +225,34 @@ impl World {
 
     /// The service as the caller with this key sees it.
     pub(crate) fn caller(&self, key: &str) -> Grpc {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.addrs.grpc)).unwrap();
-        let peer = Peer::new(vec![endpoint], SecretString::from(key));
-        Grpc(AuthServiceClient::new(peer.channel()))
+        let authorization = format!("Bearer {key}").parse().unwrap();
+        let client = AuthServiceClient::with_interceptor(self.channel(), Key(authorization));
+        Grpc(client)
     }
 
-    pub(crate) fn grpc_addr(&self) -> SocketAddr {
-        self.addrs.grpc
+    /// A connection to the gRPC port, without a key.
+    pub(crate) fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.addrs.grpc));
+        endpoint.unwrap().connect_lazy()
     }
 }
 
-/// auth-service's RPCs.
+/// Shows a caller's key.
 #[derive(Clone)]
-pub(crate) struct Grpc(AuthServiceClient<PeerChannel>);
+struct Key(MetadataValue<Ascii>);
+
+impl Interceptor for Key {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request
+            .metadata_mut()
+            .insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+/// auth-service's RPCs, as a team calls them.
+#[derive(Clone)]
+pub(crate) struct Grpc(AuthServiceClient<InterceptedService<Channel, Key>>);
 
 impl Grpc {
     pub(crate) async fn login(
