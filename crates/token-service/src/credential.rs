@@ -160,15 +160,6 @@ pub struct Credential {
 }
 
 impl Credential {
-    /// Until when a copy handed out at `now` may be used. A classic token dies five minutes after its successor, which
-    /// comes at its refresh time or, when that failed, at any time from now on.
-    pub fn use_until(&self, now: SystemTime) -> SystemTime {
-        match self.policy {
-            Policy::Classic => (self.times.refresh.max(now) + OVERLAP).min(self.times.expire),
-            Policy::Stable | Policy::Ticket => self.times.expire,
-        }
-    }
-
     /// What tells this text from another without telling it.
     pub(crate) fn digest(&self) -> String {
         digest(&self.secret)
@@ -248,19 +239,6 @@ mod tests {
                 assert!(floor <= refresh.max(UNIX_EPOCH + secs(30)));
             }
         }
-    }
-
-    #[test]
-    fn r12_a_copy_of_a_classic_token_is_good_until_its_successor_ends_it() {
-        let token = credential(Policy::Classic, 7200);
-        let planned = token.times.refresh + secs(240);
-        assert_eq!(token.use_until(UNIX_EPOCH), planned);
-        // The refresh failed for a minute: a successor may come any moment, and then overlaps.
-        let late = token.times.refresh + secs(60);
-        assert_eq!(token.use_until(late), late + secs(240));
-        assert_eq!(token.use_until(token.times.expire), token.times.expire);
-        let stable = credential(Policy::Stable, 7200);
-        assert_eq!(stable.use_until(UNIX_EPOCH), stable.times.expire);
     }
 
     #[test]

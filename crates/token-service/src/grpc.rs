@@ -126,7 +126,7 @@ impl TokenService for Rpcs {
                 r#type: ticket_type.into(),
                 ticket: credential.secret.expose_secret().to_owned(),
                 expire_time: Some(credential.times.expire.into()),
-                refresh_time: Some(credential.times.refresh.into()),
+                refresh_time: Some(held.refresh_time().into()),
                 version: credential.version,
             }),
         }))
@@ -234,8 +234,8 @@ fn access_token(app: &AppId, held: &Held, now: SystemTime) -> wire::AccessToken 
         app_id: app.to_string(),
         token: credential.secret.expose_secret().to_owned(),
         expire_time: Some(credential.times.expire.into()),
-        refresh_time: Some(credential.times.refresh.into()),
-        use_until: Some(credential.use_until(now).into()),
+        refresh_time: Some(held.refresh_time().into()),
+        use_until: Some(held.use_until(now).into()),
         version: credential.version,
     }
 }

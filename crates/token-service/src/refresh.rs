@@ -50,7 +50,7 @@ pub async fn run(
         tokio::select! {
             () = stop.cancelled() => break,
             Some(slot) = fresh.0.recv() => {
-                refreshers.spawn(Refresher { broker: broker.clone(), slot }.run(stop.clone()));
+                refreshers.spawn(Refresher { broker: broker.clone(), slot, force_spent: None }.run(stop.clone()));
             }
             Some(ended) = refreshers.join_next() => propagate(ended),
         }
@@ -81,10 +81,12 @@ pub(crate) fn settings(app: &App) -> String {
 struct Refresher {
     broker: Broker,
     slot: Arc<Slot>,
+    /// No forced refresh was left: until then reports cost no call.
+    force_spent: Option<SystemTime>,
 }
 
 impl Refresher {
-    async fn run(self, stop: CancellationToken) {
+    async fn run(mut self, stop: CancellationToken) {
         let mut changes = self.slot.changes();
         let mut catalog = self.broker.catalog().changes();
         let mut pause = None;
@@ -104,6 +106,7 @@ impl Refresher {
             }
             pause = None;
             // Shutdown waits for a call that began: its answer would be lost with it.
+            let number = wish.as_ref().map(|wish| wish.number);
             let result = self.attend(wish).await;
             if matches!(
                 result,
@@ -112,21 +115,21 @@ impl Refresher {
                 let spread = 0.5 + self.broker.random().fraction();
                 pause = Some(self.broker.clock().now() + PAUSE.mul_f64(spread));
             }
-            self.slot.conclude(result);
+            if let Some(number) = number {
+                self.slot.conclude(number, result);
+            }
         }
     }
 
     /// When the next refresh is due without anybody asking.
     fn due(&self, state: &State, pause: Option<SystemTime>) -> Option<SystemTime> {
         // What nobody ever used waits until somebody does.
-        let times = state.held.as_ref()?.credential.times;
-        let due = state
-            .verify
-            .map_or(times.refresh, |at| at.min(times.refresh));
+        let held = state.held.as_ref()?;
+        let (due, floor) = (held.refresh_time(), held.credential.times.floor);
         let failure = state.failure.as_ref();
         let failure = failure.filter(|failure| self.broker.still_counts(&self.slot.key, failure));
         let retry = failure.map(|failure| failure.retry_at);
-        [Some(due), Some(times.floor), retry, pause]
+        [Some(due), Some(floor), retry, pause]
             .into_iter()
             .flatten()
             .max()
@@ -141,7 +144,7 @@ impl Refresher {
     }
 
     /// Does what is wished, or, without a wish, what is due.
-    async fn attend(&self, wish: Option<Wish>) -> Result<(), Error> {
+    async fn attend(&mut self, wish: Option<Wish>) -> Result<(), Error> {
         let state = self.slot.state();
         let version = state.version();
         let goal = match &wish {
@@ -156,6 +159,15 @@ impl Refresher {
         if !matches!(goal, Goal::Force | Goal::Operator) {
             self.broker.backing_off(&self.slot)?;
         }
+        let now = self.broker.clock().now();
+        if let (Goal::Reported, Some(until)) = (goal, self.force_spent)
+            && now < until
+        {
+            return Err(Error::ForceSpent {
+                app: self.slot.key.app.clone(),
+                retry_after: until.duration_since(now).unwrap_or_default(),
+            });
+        }
         let caller = wish.as_ref().and_then(|wish| wish.span.as_ref());
         let span = info_span!(
             parent: caller.and_then(Span::id),
@@ -166,6 +178,9 @@ impl Refresher {
         );
         let attempt = Attempt::new(&self.broker, &self.slot, goal);
         let result = attempt.run().instrument(span.clone()).await;
+        if let Err(Error::ForceSpent { retry_after, .. }) = &result {
+            self.force_spent = Some(now + *retry_after);
+        }
         if let Err(error) = &result {
             let _entered = span.enter();
             warn!(app.id = %self.slot.key.app, credential = self.slot.key.kind.as_str(), "not refreshed: {error}");

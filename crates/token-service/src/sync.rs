@@ -1,12 +1,12 @@
 //! Keeps this replica's memory and the store alike: by the store's events, and by a look every five seconds.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use service_kit::ops::Readiness;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::{
     broker::Broker,
@@ -35,18 +35,22 @@ pub async fn run(
         let _ = tell.send(event);
     });
     let keep = async {
-        look_at(&broker, broker.keys()).await;
+        let mut sync = Sync {
+            broker: &broker,
+            store_away: false,
+        };
+        sync.look_at(broker.keys()).await;
         readiness.set_ready();
         let mut poll = tokio::time::interval(POLL);
-        poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut catalog = broker.catalog().changes();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                _ = poll.tick() => look_at(&broker, broker.keys()).await,
+                _ = poll.tick() => sync.look_at(broker.keys()).await,
                 Some(event) = events.recv() => match event {
-                    Event::Changed(key) => look_at(&broker, vec![key]).await,
-                    Event::Missed => look_at(&broker, broker.keys()).await,
+                    Event::Changed(key) => sync.look_at(vec![key]).await,
+                    Event::Missed => sync.look_at(broker.keys()).await,
                 },
                 Ok(()) = catalog.changed() => broker.forget_removed_apps(),
             }
@@ -56,18 +60,32 @@ pub async fn run(
     Ok(())
 }
 
-async fn look_at(broker: &Broker, keys: Vec<Key>) {
-    let looks = stream::iter(keys).map(|key| async move {
-        let outcome = reconcile(broker, &key).await;
-        (key, outcome)
-    });
-    let failed: Option<(Key, store::Error)> = looks
-        .buffer_unordered(PARALLEL)
-        .filter_map(|(key, outcome)| async move { outcome.err().map(|error| (key, error)) })
-        .fold(None, |first, failed| async move { first.or(Some(failed)) })
-        .await;
-    if let Some((key, error)) = failed {
-        warn!(key = %key, error = %error, "the store could not be looked at: memory serves on");
+struct Sync<'a> {
+    broker: &'a Broker,
+    /// So that an outage is told once.
+    store_away: bool,
+}
+
+impl Sync<'_> {
+    async fn look_at(&mut self, keys: Vec<Key>) {
+        let broker = self.broker;
+        let looks = stream::iter(keys).map(|key| async move { reconcile(broker, &key).await });
+        let mut looks = std::pin::pin!(looks.buffer_unordered(PARALLEL));
+        while let Some(outcome) = looks.next().await {
+            match outcome {
+                Ok(()) => self.store_away = false,
+                Err(error @ store::Error::Unreadable { .. }) => error!("{error}"),
+                // The others would wait as long in vain.
+                Err(error @ store::Error::Redis(_)) => {
+                    if !self.store_away {
+                        let error = &error as &dyn std::error::Error;
+                        warn!(error, "the store is away: memory serves on");
+                    }
+                    self.store_away = true;
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -87,7 +105,7 @@ async fn reconcile(broker: &Broker, key: &Key) -> Result<(), store::Error> {
     let slot = broker.slot(key);
     let stored = record.version();
     slot.absorb(record);
-    match slot.valid().map(|held| Arc::clone(&held)) {
+    match slot.valid() {
         Some(held) if held.credential.version > stored => {
             broker.store().restore(key, &held.credential).await
         }

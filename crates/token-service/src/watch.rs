@@ -100,7 +100,7 @@ impl Watch {
     fn news(&mut self, app: &AppId) -> Option<Arc<Held>> {
         let key = Key::access_token(app);
         let held = self.broker.existing(&key)?.valid()?;
-        let place = (held.credential.version, held.credential.times.refresh);
+        let place = (held.credential.version, held.refresh_time());
         let before = self.sent.insert(key.app, place);
         (before != Some(place)).then_some(held)
     }

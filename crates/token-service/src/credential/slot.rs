@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use super::{
-    Credential, Failure, Key,
+    Credential, Failure, Key, OVERLAP, Policy,
     store::{Calls, Record},
 };
 use crate::error::Error;
@@ -24,16 +24,35 @@ const PATIENCE: Duration = Duration::from_millis(4_500);
 pub struct Held {
     /// What it is.
     pub credential: Credential,
+    /// When one more refresh verifies that it is WeChat's newest.
+    verify: Option<SystemTime>,
     /// When it expires by the clock that does not jump.
     expires: Duration,
 }
 
 impl Held {
-    fn new(credential: Credential, clock: &Clock) -> Self {
+    fn new(credential: Credential, verify: Option<SystemTime>, clock: &Clock) -> Self {
         let left = credential.times.expire.duration_since(clock.now());
         Self {
             credential,
+            verify,
             expires: clock.elapsed() + left.unwrap_or_default(),
+        }
+    }
+
+    /// When it is replaced.
+    pub(crate) fn refresh_time(&self) -> SystemTime {
+        let refresh = self.credential.times.refresh;
+        self.verify.map_or(refresh, |verify| verify.min(refresh))
+    }
+
+    /// Until when a copy handed out at `now` may be used. A classic token dies five minutes after its successor, which
+    /// comes at its refresh time or, when that failed, at any time from now on.
+    pub(crate) fn use_until(&self, now: SystemTime) -> SystemTime {
+        let expire = self.credential.times.expire;
+        match self.credential.policy {
+            Policy::Classic => (self.refresh_time().max(now) + OVERLAP).min(expire),
+            Policy::Stable | Policy::Ticket => expire,
         }
     }
 
@@ -47,13 +66,11 @@ impl Held {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct State {
     pub(crate) held: Option<Arc<Held>>,
-    /// When one more refresh verifies it.
-    pub(crate) verify: Option<SystemTime>,
     pub(crate) failure: Option<Arc<Failure>>,
     pub(crate) calls: Calls,
-    /// How many refreshes, and refusals to make one, ended.
-    ended: u64,
-    /// How the last one did; none is well.
+    /// The last wish that was attended to.
+    attended: u64,
+    /// Why it was not fulfilled, if it was not.
     outcome: Option<Error>,
 }
 
@@ -75,6 +92,14 @@ pub(crate) struct Wish {
     pub(crate) force: bool,
     /// The first caller's span: the refresh belongs to its trace.
     pub(crate) span: Option<Span>,
+    /// Its number, the last of those that became one.
+    pub(crate) number: u64,
+}
+
+#[derive(Debug, Default)]
+struct Wishes {
+    last: u64,
+    waiting: Option<Wish>,
 }
 
 /// One credential in memory.
@@ -82,7 +107,7 @@ pub(crate) struct Wish {
 pub(crate) struct Slot {
     pub(crate) key: Key,
     state: watch::Sender<State>,
-    wish: Mutex<Option<Wish>>,
+    wishes: Mutex<Wishes>,
     wished: Notify,
     /// Cancelled when the app leaves the catalog.
     pub(crate) gone: CancellationToken,
@@ -96,7 +121,7 @@ impl Slot {
         Self {
             key,
             state: watch::Sender::default(),
-            wish: Mutex::default(),
+            wishes: Mutex::default(),
             wished: Notify::new(),
             gone: CancellationToken::new(),
             rotations,
@@ -129,8 +154,7 @@ impl Slot {
         fulfilled: impl Fn(&Arc<Held>) -> bool,
     ) -> Result<Arc<Held>, Error> {
         let mut changes = self.changes();
-        let before = changes.borrow_and_update().ended;
-        self.wish(wish);
+        let number = self.wish(wish);
         let answer = async {
             loop {
                 {
@@ -142,7 +166,7 @@ impl Slot {
                     if let Some(held) = valid.filter(|held| fulfilled(held)) {
                         return Ok(Arc::clone(held));
                     }
-                    if state.ended > before {
+                    if state.attended >= number {
                         match (&state.outcome, valid) {
                             (Some(error), _) => return Err(error.clone()),
                             (None, Some(held)) => return Ok(Arc::clone(held)),
@@ -162,25 +186,30 @@ impl Slot {
             .unwrap_or_else(|_| Err(self.too_slow()))
     }
 
-    /// Hands a wish to the refresher.
-    pub(crate) fn wish(&self, new: Wish) {
-        let mut wish = self.wish.lock().unwrap_or_else(PoisonError::into_inner);
-        let merged = wish.get_or_insert_default();
+    /// Hands a wish to the refresher, and returns its number.
+    pub(crate) fn wish(&self, new: Wish) -> u64 {
+        let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
+        wishes.last += 1;
+        let number = wishes.last;
+        let merged = wishes.waiting.get_or_insert_default();
         merged.replace = merged.replace.max(new.replace);
         merged.operator |= new.operator;
         merged.force |= new.force;
         merged.span = merged.span.take().or(new.span);
-        drop(wish);
+        merged.number = number;
+        drop(wishes);
         self.wished.notify_one();
+        number
     }
 
     /// The next wish.
     pub(crate) async fn wished(&self) -> Wish {
         loop {
             let wish = self
-                .wish
+                .wishes
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
+                .waiting
                 .take();
             if let Some(wish) = wish {
                 return wish;
@@ -200,44 +229,23 @@ impl Slot {
         } = record;
         let mut rotated = false;
         self.state.send_if_modified(|state| {
-            let news = credential.filter(|new| match &state.held {
+            let newer = credential.filter(|new| match &state.held {
                 None => true,
                 Some(held) => {
-                    let held = &held.credential;
-                    new.version > held.version
-                        || (new.version == held.version && new.times != held.times)
+                    let old = &held.credential;
+                    let changed = new.times != old.times || verify != held.verify;
+                    new.version > old.version || (new.version == old.version && changed)
                 }
             });
-            let failed = failure.as_ref().is_some_and(|failure| {
-                state
-                    .failure
-                    .as_ref()
-                    .is_none_or(|known| known.at < failure.at)
-            });
-            let recovered = failure.is_none() && state.failure.is_some();
-            let modified = news.is_some()
-                || failed
-                || recovered
-                || state.verify != verify
-                || state.calls != calls;
-            if failed {
+            rotated = newer.is_some();
+            let failure_changed = failure.as_ref() != state.failure.as_deref();
+            let modified = rotated || failure_changed || state.calls != calls;
+            if let Some(credential) = newer {
+                state.held = Some(Arc::new(Held::new(credential, verify, &self.clock)));
+            }
+            if failure_changed {
                 state.failure = failure.map(Arc::new);
-                state.ended += 1;
-                state.outcome = state.failure.as_ref().map(|failure| Error::Failed {
-                    app: self.key.app.clone(),
-                    failure: Arc::clone(failure),
-                });
             }
-            if recovered {
-                state.failure = None;
-            }
-            if let Some(credential) = news {
-                rotated = true;
-                state.held = Some(Arc::new(Held::new(credential, &self.clock)));
-                state.ended += 1;
-                state.outcome = None;
-            }
-            state.verify = verify;
             state.calls = calls;
             modified
         });
@@ -262,10 +270,10 @@ impl Slot {
             .send_modify(|state| state.failure = Some(Arc::new(failure)));
     }
 
-    /// Tells everybody who asked how it went.
-    pub(crate) fn conclude(&self, result: Result<(), Error>) {
+    /// Tells those whose wishes became this one how it went.
+    pub(crate) fn conclude(&self, number: u64, result: Result<(), Error>) {
         self.state.send_modify(|state| {
-            state.ended += 1;
+            state.attended = number;
             state.outcome = result.err();
         });
     }
@@ -280,5 +288,40 @@ impl Slot {
         Error::AppGone {
             app: self.key.app.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    fn held(policy: Policy, verify: Option<SystemTime>) -> Held {
+        let credential = Credential {
+            secret: "s3cr3t".into(),
+            version: 1,
+            policy,
+            times: policy.plan(UNIX_EPOCH, Duration::from_secs(7200), 0.5),
+        };
+        Held::new(credential, verify, &Clock::System)
+    }
+
+    #[test]
+    fn r12_a_copy_of_a_classic_token_is_good_until_its_successor_ends_it() {
+        let overlap = Duration::from_secs(240);
+        let token = held(Policy::Classic, None);
+        let times = token.credential.times;
+        assert_eq!(token.use_until(UNIX_EPOCH), times.refresh + overlap);
+        // The refresh failed for a minute: a successor may come any moment, and then overlaps.
+        let late = times.refresh + Duration::from_secs(60);
+        assert_eq!(token.use_until(late), late + overlap);
+        assert_eq!(token.use_until(times.expire), times.expire);
+        // A verifying refresh comes sooner.
+        let verify = UNIX_EPOCH + Duration::from_secs(60);
+        let doubted = held(Policy::Classic, Some(verify));
+        assert_eq!(doubted.use_until(UNIX_EPOCH), verify + overlap);
+        let stable = held(Policy::Stable, None);
+        assert_eq!(stable.use_until(UNIX_EPOCH), stable.credential.times.expire);
     }
 }

@@ -7,7 +7,10 @@
 mod memory;
 mod redis;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use ::redis::{RedisError, aio::ConnectionManager};
 use secrecy::SecretString;
@@ -34,7 +37,7 @@ pub enum Store {
     /// In this process, for `wxhub dev`.
     Memory(MemoryStore),
     /// In Redis.
-    Redis(RedisStore),
+    Redis(Arc<RedisStore>),
 }
 
 /// What is stored of one credential.
@@ -196,7 +199,7 @@ impl Store {
         client: ::redis::Client,
         sealer: Sealer,
     ) -> Self {
-        Self::Redis(RedisStore::new(connection, client, sealer))
+        Self::Redis(Arc::new(RedisStore::new(connection, client, sealer)))
     }
 
     /// What is stored, if anything ever was.

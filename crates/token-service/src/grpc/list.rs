@@ -79,12 +79,10 @@ fn credential(broker: &Broker, app: &App, key: &Key) -> wire::Credential {
         .map(|slot| slot.state())
         .unwrap_or_default();
     let now = broker.clock().now();
-    let held = state.held.as_ref().map(|held| &held.credential);
+    let held = state.held.as_ref();
     let failure = state.failure.as_ref();
     let planned = held.map(|held| {
-        let planned = state
-            .verify
-            .map_or(held.times.refresh, |at| at.min(held.times.refresh));
+        let planned = held.refresh_time();
         failure.map_or(planned, |failure| planned.max(failure.retry_at))
     });
     let credential_type = match key.kind {
@@ -97,7 +95,7 @@ fn credential(broker: &Broker, app: &App, key: &Key) -> wire::Credential {
         app_name: app.name.clone(),
         r#type: credential_type.into(),
         version: state.version(),
-        expire_time: held.map(|held| held.times.expire.into()),
+        expire_time: held.map(|held| held.credential.times.expire.into()),
         next_refresh_time: planned.map(Into::into),
         last_error: failure
             .map(|failure| failure.cause.to_string())

@@ -1,5 +1,5 @@
 //! token-service over real sockets, against the sandbox, on memory and on Redis; and its broker in simulated time.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 mod catalog;
 mod rpc;

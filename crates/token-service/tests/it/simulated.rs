@@ -304,7 +304,7 @@ async fn r5_while_wechat_is_down_the_current_value_is_served_to_its_end_and_not_
     while simulation.now() + Duration::from_secs(10) < expire {
         for replica in 0..2 {
             assert_eq!(
-                text(&*simulation.get(replica, &key).await.unwrap()),
+                text(&simulation.get(replica, &key).await.unwrap()),
                 text(&before)
             );
         }
@@ -323,7 +323,7 @@ async fn r5_while_wechat_is_down_the_current_value_is_served_to_its_end_and_not_
     tokio::time::sleep(Duration::from_secs(45)).await;
     for replica in 0..2 {
         assert_ne!(
-            text(&*simulation.get(replica, &key).await.unwrap()),
+            text(&simulation.get(replica, &key).await.unwrap()),
             text(&before)
         );
     }
@@ -366,10 +366,7 @@ async fn r10_a_ticket_refused_for_its_token_gets_one_new_token_and_no_more() {
         kind: Kind::JsapiTicket,
     };
     simulation.wechat.lock().refuse_tickets = 1;
-    assert_eq!(
-        text(&*simulation.get(0, &ticket).await.unwrap()),
-        "ticket 1"
-    );
+    assert_eq!(text(&simulation.get(0, &ticket).await.unwrap()), "ticket 1");
     assert_eq!(simulation.wechat.lock().classic.len(), 2);
 
     let card = Key {

@@ -7,7 +7,6 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -127,13 +126,12 @@ redis.call('PEXPIRE', KEYS[1], ARGV[8])
 redis.call('PUBLISH', ARGV[9], ARGV[10])
 ";
 
-/// Credentials in Redis; clones share the connection.
-#[derive(Clone)]
+/// Credentials in Redis.
 pub struct RedisStore {
     connection: ConnectionManager,
     client: Client,
     sealer: Sealer,
-    scripts: Arc<Scripts>,
+    scripts: Scripts,
 }
 
 struct Scripts {
@@ -165,7 +163,7 @@ impl RedisStore {
             connection,
             client,
             sealer,
-            scripts: Arc::new(scripts),
+            scripts,
         }
     }
 
