@@ -12,7 +12,7 @@ use proto::{
 };
 use push_service::{App, Config};
 use service_kit::{
-    client::{Peer, PeerChannel},
+    client::Peer,
     run::Listeners,
     settings::{DatabaseUrl, Listen},
 };
@@ -25,8 +25,10 @@ use tokio_util::{
     task::TaskTracker,
 };
 use tonic::{
-    Status,
-    transport::{Endpoint, Server},
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint, Server},
 };
 
 use crate::stand_in::{Sessions, Tokens};
@@ -129,9 +131,30 @@ fn peer(url: &str, key: &str) -> Peer {
     Peer::new(vec![endpoint], key.to_owned().into())
 }
 
+/// A client of one replica, ready or not.
+pub(crate) type Client = PushServiceClient<InterceptedService<Channel, Key>>;
+
+/// Shows a caller's key.
+#[derive(Clone)]
+pub(crate) struct Key(MetadataValue<Ascii>);
+
+impl Interceptor for Key {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request
+            .metadata_mut()
+            .insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
 /// A client that shows this caller's key.
-pub(crate) fn client(url: &str, key: &str) -> PushServiceClient<PeerChannel> {
-    PushServiceClient::new(peer(url, key).channel())
+pub(crate) fn client(url: &str, key: &str) -> Client {
+    let channel = Endpoint::from_shared(url.to_owned())
+        .unwrap()
+        .timeout(SOON)
+        .connect_lazy();
+    let key = Key(format!("Bearer {key}").parse().unwrap());
+    PushServiceClient::with_interceptor(channel, key)
 }
 
 impl World {
@@ -248,11 +271,11 @@ impl Running {
         }
     }
 
-    pub(crate) fn client_with(&self, key: &str) -> PushServiceClient<PeerChannel> {
+    pub(crate) fn client_with(&self, key: &str) -> Client {
         client(&format!("http://{}", self.addrs.grpc), key)
     }
 
-    pub(crate) fn client(&self) -> PushServiceClient<PeerChannel> {
+    pub(crate) fn client(&self) -> Client {
         self.client_with("dev-key")
     }
 
