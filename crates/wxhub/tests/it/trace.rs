@@ -26,6 +26,7 @@ async fn one_trace_runs_from_the_caller_through_push_and_token_to_wechat() {
     let dev = Dev::start(&[], &env).await;
 
     // push-service has the token in memory, and WeChat has killed it: the send reports it, and is repeated with another.
+    // That takes half a minute: token-service lets 30 s pass between two refreshes of an app.
     let mut token = TokenServiceClient::new(dev.channel("token-service"));
     let request = GetAccessTokenRequest {
         app_id: NEWS.to_owned(),
@@ -65,17 +66,21 @@ async fn one_trace_runs_from_the_caller_through_push_and_token_to_wechat() {
         "wxhub.token.v1.TokenService/ReportInvalidAccessToken",
         "/cgi-bin/stable_token",
     ];
-    eventually("push, token and WeChat in one trace", SOON, async || {
-        let spans = collector.spans();
-        let spans = spans.iter().filter(|span| span.trace_id == TRACE_ID);
-        let mut names: Vec<_> = spans.map(|span| span.name.as_str()).collect();
-        names.sort_unstable();
-        let is_there = |part: &&str| names.iter().any(|name| name.ends_with(*part));
-        if expected.iter().all(is_there) {
-            Ok(())
-        } else {
-            Err(names.join("\n"))
-        }
-    })
+    eventually(
+        "push, token and WeChat in one trace",
+        SOON * 2,
+        async || {
+            let spans = collector.spans();
+            let spans = spans.iter().filter(|span| span.trace_id == TRACE_ID);
+            let mut names: Vec<_> = spans.map(|span| span.name.as_str()).collect();
+            names.sort_unstable();
+            let is_there = |part: &&str| names.iter().any(|name| name.ends_with(*part));
+            if expected.iter().all(is_there) {
+                Ok(())
+            } else {
+                Err(names.join("\n"))
+            }
+        },
+    )
     .await;
 }
