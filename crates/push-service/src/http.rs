@@ -12,6 +12,7 @@ use axum::{
 use proto::auth::v1::{VerifySessionRequest, auth_service_client::AuthServiceClient};
 use service_kit::{
     App, AppKind, CatalogHandle,
+    catalog::Callback,
     client::PeerChannel,
     http::{Error as HttpError, Json, body},
 };
@@ -50,14 +51,22 @@ fn not_found() -> HttpError {
     HttpError::new(StatusCode::NOT_FOUND, "NOT_FOUND", "no such path here")
 }
 
-/// The app of a callback; one that is unknown or has no callback is not found.
 fn app(catalog: &CatalogHandle, name: &str) -> Result<Arc<App>, HttpError> {
-    let app = catalog.current().app(name).cloned();
-    app.filter(|app| app.callback.is_some()).ok_or_else(|| {
+    catalog.current().app(name).cloned().ok_or_else(|| {
         HttpError::new(
             StatusCode::NOT_FOUND,
             "APP_NOT_FOUND",
-            "no app with a callback has this name",
+            "no app has this name",
+        )
+    })
+}
+
+fn callback(app: &App) -> Result<&Callback, HttpError> {
+    app.callback.as_ref().ok_or_else(|| {
+        HttpError::new(
+            StatusCode::NOT_FOUND,
+            "CALLBACK_NOT_FOUND",
+            "this app declares no callback",
         )
     })
 }
@@ -76,13 +85,12 @@ async fn verify_url(
     query: Result<Query<callback::Query>, QueryRejection>,
 ) -> Result<Response, HttpError> {
     let app = app(&state.catalog, &name)?;
+    let callback = callback(&app)?;
     let Query(query) = query.map_err(|_| forged())?;
-    match &app.callback {
-        Some(callback) if callback::verifies(callback, &query) => {
-            Ok(text("text/plain", query.echostr))
-        }
-        _ => Err(forged()),
+    if !callback::verifies(callback, &query) {
+        return Err(forged());
     }
+    Ok(text("text/plain", query.echostr))
 }
 
 async fn push(
@@ -92,9 +100,7 @@ async fn push(
     request: Request,
 ) -> Result<Response, HttpError> {
     let app = app(&state.catalog, &name)?;
-    let Some(callback) = &app.callback else {
-        return Err(not_found());
-    };
+    let callback = callback(&app)?;
     let Query(query) = query.map_err(|_| forged())?;
     let body = body(request, &()).await?;
     match state.callbacks.handle(&app, callback, &query, &body).await {

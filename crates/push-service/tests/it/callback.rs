@@ -386,7 +386,7 @@ async fn bad_bodies_get_the_status_that_says_why() {
             "silent",
             text(false, "hi", 1),
             StatusCode::NOT_FOUND,
-            "APP_NOT_FOUND",
+            "CALLBACK_NOT_FOUND",
         ),
     ] {
         let refused = post(&app, name, &query, body).await;
