@@ -91,7 +91,7 @@ async fn an_app_that_leaves_the_catalog_is_not_found_any_more() {
 
 /// Runs the binary, with a collector to tell its traces to.
 #[tokio::test]
-async fn one_trace_runs_from_the_caller_to_wechat() {
+async fn one_trace_runs_from_the_caller_to_wechat_and_tells_no_secret() {
     const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
     let world = World::start(Backend::Embedded).await;
     let collector = Collector::start().await;
@@ -112,6 +112,10 @@ async fn one_trace_runs_from_the_caller_to_wechat() {
         ("WXHUB_CALLER_KEY", "unused".to_owned()),
         ("WXHUB_WECHAT_API_URL", world.sandbox.url().to_owned()),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint()),
+        (
+            "RUST_LOG",
+            "info,push_service=debug,service_kit=debug,wechat=debug".to_owned(),
+        ),
     ];
     let settings = settings
         .each_ref()
@@ -122,7 +126,8 @@ async fn one_trace_runs_from_the_caller_to_wechat() {
     let url = format!("http://{}", listening["grpc"].as_str().unwrap());
 
     let mut client = world::client(&url, "dev-key");
-    let mut request = tonic::Request::new(template(&world.user(NEWS)));
+    let open_id = world.user(NEWS);
+    let mut request = tonic::Request::new(template(&open_id));
     let parent = format!("00-{TRACE}-b7ad6b7169203331-01");
     request
         .metadata_mut()
@@ -153,4 +158,22 @@ async fn one_trace_runs_from_the_caller_to_wechat() {
     .await;
     process.terminate();
     assert!(process.wait(SOON).await.success());
+
+    // Neither logs nor spans tell who was told what, or any secret.
+    let told = format!(
+        "{:?}{:?}{:?}",
+        process.stdout(),
+        process.stderr(),
+        collector.spans()
+    );
+    for private in [
+        &*open_id,
+        "一杯咖啡",
+        "dev-key",
+        "access_token=",
+        world::TOKEN,
+        world::KEY,
+    ] {
+        assert!(!told.contains(private), "{private} is told: {told}");
+    }
 }
