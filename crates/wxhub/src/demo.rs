@@ -130,14 +130,14 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
 
 async fn run_anywhere(args: &Args) -> anyhow::Result<()> {
     let running = args.endpoints();
-    let key = args.caller_key.clone();
-    let key = key.unwrap_or_else(|| world::CALLER_KEY.into());
+    let public_key = SecretString::from(world::CALLER_KEY);
     if args.names_any() || wire::answers(&running.sandbox).await? {
         say(&format!(
             "wxhub demo, against the services that run (WeChat is the sandbox at {})",
             running.sandbox
         ))?;
-        return tell(&running, &key).await;
+        let key = args.caller_key.as_ref().unwrap_or(&public_key);
+        return tell(&running, key).await;
     }
     say(&format!(
         "wxhub demo, against services of its own, since nothing runs at {SANDBOX}"
@@ -146,7 +146,7 @@ async fn run_anywhere(args: &Args) -> anyhow::Result<()> {
     let addrs = dev.addrs;
     let story = async {
         dev::ready(&addrs).await?;
-        tell(&Endpoints::from(&addrs), &key).await
+        tell(&Endpoints::from(&addrs), &public_key).await
     };
     let told = tokio::select! {
         told = story => told,

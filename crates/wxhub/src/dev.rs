@@ -19,7 +19,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use service_kit::{
     CatalogHandle, Problems, Scope, Settings, catalog::Needs, cli::Service, run, telemetry,
 };
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::folder::DataFolder;
@@ -92,9 +92,15 @@ pub(crate) struct Dev {
     /// Where.
     pub(crate) addrs: Addrs,
     folder: DataFolder,
-    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
-    /// What stops each part, callers before the called.
-    stops: Vec<(&'static str, CancellationToken)>,
+    tasks: JoinSet<anyhow::Result<()>>,
+    /// What has not ended yet, callers before the called.
+    parts: Vec<Part>,
+}
+
+struct Part {
+    name: &'static str,
+    task: task::Id,
+    stop: CancellationToken,
 }
 
 impl Dev {
@@ -157,7 +163,7 @@ impl Dev {
             addrs,
             folder,
             tasks: JoinSet::new(),
-            stops: Vec::new(),
+            parts: Vec::new(),
         };
         dev.spawn("push-service", |stop| push.run(stop));
         dev.spawn("auth-service", |stop| auth.run(stop));
@@ -173,19 +179,31 @@ impl Dev {
     {
         let stop = CancellationToken::new();
         let work = work(stop.clone());
-        self.tasks
-            .spawn(async move { (name, work.await.map_err(Into::into)) });
-        self.stops.push((name, stop));
+        let task = self
+            .tasks
+            .spawn(async move { work.await.map_err(Into::into) });
+        let task = task.id();
+        self.parts.push(Part { name, task, stop });
     }
 
     /// Waits until a part ends that was not asked to, and tells why.
     pub(crate) async fn ended(&mut self) -> anyhow::Error {
-        match self.tasks.join_next().await {
-            Some(Ok((name, Ok(())))) => anyhow::anyhow!("{name} ended by itself"),
-            Some(Ok((name, Err(error)))) => error.context(format!("{name} failed")),
-            Some(Err(panic)) => panicked(panic),
+        match self.next_end().await {
+            Some((name, Ok(()))) => anyhow::anyhow!("{name} ended by itself"),
+            Some((_, Err(error))) => error,
             None => anyhow::anyhow!("nothing runs"),
         }
+    }
+
+    /// The next part that ends, and how.
+    async fn next_end(&mut self) -> Option<(&'static str, anyhow::Result<()>)> {
+        let (task, result) = match self.tasks.join_next_with_id().await? {
+            Ok((task, result)) => (task, result),
+            Err(panic) => (panic.id(), Err(panic.into())),
+        };
+        let place = self.parts.iter().position(|part| part.task == task)?;
+        let name = self.parts.remove(place).name;
+        Some((name, result.with_context(|| format!("{name} failed"))))
     }
 
     /// Stops one part after the other, callers first, so that each can finish what it has.
@@ -194,33 +212,31 @@ impl Dev {
     /// A part failed while it stopped.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         let mut outcome = Ok(());
-        for (name, stop) in &self.stops {
-            stop.cancel();
-            while let Some(ended) = self.tasks.join_next().await {
-                let (ended, result) = ended.map_err(panicked)?;
-                let result = result.with_context(|| format!("{ended} failed"));
-                outcome = outcome.and(result);
-                if ended == *name {
-                    break;
-                }
-            }
+        while let Some(part) = self.parts.first() {
+            part.stop.cancel();
+            let Some((_, result)) = self.next_end().await else {
+                break;
+            };
+            outcome = outcome.and(result);
         }
         self.folder.close()?;
         outcome
     }
 }
 
-fn panicked(panic: JoinError) -> anyhow::Error {
-    anyhow::Error::new(panic).context("a service panicked")
-}
-
 fn configure<S: Service>(settings: &Settings) -> anyhow::Result<S::Config> {
     S::configure(settings).with_context(|| S::NAME)
 }
 
+/// What the three services need together: all that is wrong with the file is told before anything starts.
+const ALL: Needs = Needs {
+    app_secrets: true,
+    callbacks: true,
+};
+
 /// The services call each other as one caller: a file of one's own must know it.
 fn check_caller_key(config: &Path, key: &SecretString) -> anyhow::Result<()> {
-    let (handle, _) = CatalogHandle::load(config.to_owned(), Needs::default())?;
+    let (handle, _) = CatalogHandle::load(config.to_owned(), ALL)?;
     let catalog = handle.current();
     let needed = [Scope::TokenRead, Scope::AuthVerify, Scope::AuthRead];
     let may = catalog
@@ -278,4 +294,63 @@ pub(crate) async fn ready(addrs: &Addrs) -> anyhow::Result<()> {
             })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, sync::Mutex};
+
+    use super::*;
+
+    fn nothing_runs() -> Dev {
+        let nowhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let listen = service_kit::settings::Listen {
+            grpc: nowhere,
+            http: nowhere,
+            ops: nowhere,
+        };
+        Dev {
+            addrs: Addrs {
+                sandbox: nowhere,
+                token: listen,
+                auth: listen,
+                push: listen,
+            },
+            folder: DataFolder::open(None).unwrap(),
+            tasks: JoinSet::new(),
+            parts: Vec::new(),
+        }
+    }
+
+    async fn panics(_: CancellationToken) -> Result<(), Infallible> {
+        panic!("as a bug would");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn parts_stop_one_after_the_other_even_when_one_died() {
+        let stopped = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let mut dev = nothing_runs();
+        for name in ["caller", "called"] {
+            let stopped = stopped.clone();
+            dev.spawn(name, |stop| async move {
+                stop.cancelled().await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                stopped.lock().unwrap().push(name);
+                Ok::<_, Infallible>(())
+            });
+        }
+        dev.spawn("broken", |_| async { Err(anyhow::anyhow!("no luck")) });
+        dev.spawn("panicking", panics);
+
+        for _ in 0..2 {
+            let error = format!("{:#}", dev.ended().await);
+            assert!(
+                error.starts_with("broken failed: no luck")
+                    || error.starts_with("panicking failed: "),
+                "{error}"
+            );
+        }
+        dev.stop().await.unwrap();
+        assert_eq!(*stopped.lock().unwrap(), ["caller", "called"]);
+    }
 }
