@@ -228,8 +228,10 @@ impl cli::Service for AuthService {
         Config::from_settings(settings)
     }
 
-    async fn migrate(config: Config) -> anyhow::Result<()> {
-        Ok(migrate(&config.database_url).await?)
+    async fn migrate(settings: Settings) -> anyhow::Result<()> {
+        let mut problems = Problems::default();
+        let url = settings.database(&mut problems, "auth");
+        Ok(migrate(&problems.or(url)?).await?)
     }
 
     async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {

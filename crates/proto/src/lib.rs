@@ -3,17 +3,12 @@
 mod redact;
 
 /// The three services' file descriptors, as gRPC reflection serves them.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// token-service's contract.
 pub mod token {
     /// Version 1.
-    #[expect(
-        clippy::allow_attributes_without_reason,
-    
-        reason = "generated"
-    )]
+    #[expect(clippy::allow_attributes_without_reason, reason = "generated")]
     pub mod v1 {
         tonic::include_proto!("wxhub.token.v1");
     }
@@ -22,11 +17,7 @@ pub mod token {
 /// auth-service's contract.
 pub mod auth {
     /// Version 1.
-    #[expect(
-        clippy::allow_attributes_without_reason,
-    
-        reason = "generated"
-    )]
+    #[expect(clippy::allow_attributes_without_reason, reason = "generated")]
     pub mod v1 {
         tonic::include_proto!("wxhub.auth.v1");
     }
@@ -35,11 +26,7 @@ pub mod auth {
 /// push-service's contract.
 pub mod push {
     /// Version 1.
-    #[expect(
-        clippy::allow_attributes_without_reason,
-    
-        reason = "generated"
-    )]
+    #[expect(clippy::allow_attributes_without_reason, reason = "generated")]
     pub mod v1 {
         tonic::include_proto!("wxhub.push.v1");
     }

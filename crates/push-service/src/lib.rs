@@ -251,8 +251,10 @@ impl Service for PushService {
         Config::from_settings(settings)
     }
 
-    async fn migrate(config: Config) -> anyhow::Result<()> {
-        Ok(migrate(&config.database).await?)
+    async fn migrate(settings: Settings) -> anyhow::Result<()> {
+        let mut problems = Problems::default();
+        let url = settings.database(&mut problems, "push");
+        Ok(migrate(&problems.or(url)?).await?)
     }
 
     async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {

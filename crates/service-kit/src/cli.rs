@@ -40,8 +40,8 @@ pub trait Service {
     /// Everything that is missing or wrong.
     fn configure(settings: &Settings) -> Result<Self::Config, Problems>;
 
-    /// Brings the database up to date; without one there is nothing to do.
-    fn migrate(config: Self::Config) -> impl Future<Output = anyhow::Result<()>> + Send;
+    /// Brings the database up to date, with nothing but its URL; without one there is nothing to do.
+    fn migrate(settings: Settings) -> impl Future<Output = anyhow::Result<()>> + Send;
 
     /// Serves until `shutdown` is cancelled.
     fn serve(
@@ -106,7 +106,7 @@ pub fn main<S: Service>() -> ExitCode {
 fn run<S: Service>(runtime: &Runtime, verb: Verb, settings: &Settings) -> anyhow::Result<()> {
     match verb {
         Verb::Healthcheck => runtime.block_on(healthcheck::<S>(settings)),
-        Verb::Migrate => runtime.block_on(S::migrate(S::configure(settings)?)),
+        Verb::Migrate => runtime.block_on(S::migrate(settings.clone())),
         Verb::Serve => {
             let config = S::configure(settings)?;
             load_catalog::<S>(settings)?;

@@ -41,7 +41,10 @@ pub fn init(service: &'static str) -> anyhow::Result<Telemetry> {
     let logs = if std::io::stderr().is_terminal() {
         logs.with_target(false).boxed()
     } else {
-        logs.json().flatten_event(true).boxed()
+        logs.json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .boxed()
     };
     let provider = tracer_provider(service)?;
     let traces = provider.as_ref().map(|provider| {

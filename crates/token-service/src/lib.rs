@@ -8,6 +8,7 @@ mod grpc;
 mod http;
 pub mod jsapi;
 mod metrics;
+mod probe;
 pub mod random;
 pub mod refresh;
 pub mod report;
@@ -32,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 pub use self::{broker::Broker, config::Config, error::Error};
-use self::{credential::store::Store, random::Random};
+use self::{credential::store::Store, probe::Prober, random::Random};
 
 /// The service's name.
 const NAME: &str = "token-service";
@@ -93,7 +94,7 @@ impl App {
         let (broker, fresh) = Broker::new(
             catalog.clone(),
             store,
-            wechat,
+            Arc::clone(&wechat) as Arc<dyn upstream::Upstream>,
             Clock::System,
             Random::from_os(),
         );
@@ -111,6 +112,8 @@ impl App {
             let (broker, readiness) = (broker.clone(), readiness.clone());
             |stop| sync::run(broker, readiness, stop)
         });
+        let prober = Prober::new(broker.clone(), wechat);
+        let http = http::router(broker.clone(), prober);
         let rpcs = grpc::Rpcs::new(broker, readiness.clone());
         let server = Server {
             name: NAME,
@@ -121,7 +124,7 @@ impl App {
             rules: grpc::RULES,
             catalog,
             tls: config.tls,
-            http: http::router(),
+            http,
             readiness,
             workers,
         };
@@ -158,7 +161,7 @@ impl cli::Service for TokenService {
         Config::from_settings(settings)
     }
 
-    async fn migrate(_: Config) -> anyhow::Result<()> {
+    async fn migrate(_: Settings) -> anyhow::Result<()> {
         // It has no database.
         Ok(())
     }
