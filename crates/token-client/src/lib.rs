@@ -2,29 +2,43 @@
 
 mod cache;
 mod error;
+mod flight;
 mod watch;
 
-use std::{convert::Infallible, sync::Arc, time::SystemTime};
+use std::{
+    convert::Infallible,
+    error::Error as _,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use proto::token::v1::{
     self as pb, GetAccessTokenRequest, GetTicketRequest, JsapiSignature,
     ReportInvalidAccessTokenRequest, SignJsapiRequest, token_service_client::TokenServiceClient,
 };
+use rand::RngExt as _;
 use service_kit::client::{Peer, PeerChannel};
 use tokio_util::sync::CancellationToken;
+use tonic::{Response, Status};
 use wechat::{AppId, Class, ErrCode, Ticket, TicketType};
 
-use self::{cache::Cache, error::required};
+use self::{cache::Cache, error::required, flight::Flights};
 pub use self::{
     cache::CachedToken,
     error::{CallError, Error},
 };
+
+/// How often a call is made whose connection breaks.
+const ATTEMPTS: u32 = 3;
+/// Before a call is made again, give or take half: by then the endpoint that went away is out of the list.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A client of token-service. Clones share one channel and one memory.
 #[derive(Debug, Clone)]
 pub struct TokenClient {
     rpc: TokenServiceClient<PeerChannel>,
     cache: Arc<Cache>,
+    fetches: Arc<Flights>,
 }
 
 /// A ticket, as [`TokenClient::ticket`] returns it.
@@ -44,6 +58,7 @@ impl TokenClient {
         Self {
             rpc: TokenServiceClient::new(peer.channel()),
             cache: Arc::default(),
+            fetches: Arc::default(),
         }
     }
 
@@ -57,7 +72,8 @@ impl TokenClient {
         Ok(())
     }
 
-    /// The app's current token: from memory without a lock, else from token-service.
+    /// The app's current token: from memory without a lock, else from token-service, which is asked once for all who
+    /// want the same at the same time.
     ///
     /// # Errors
     /// [`Error`] with token-service's reason, when memory holds none that may still be used.
@@ -65,11 +81,21 @@ impl TokenClient {
         if let Some(token) = self.cached(app) {
             return Ok(token);
         }
+        let fetch = || {
+            let (client, app) = (self.clone(), app.clone());
+            async move { client.fetch(&app).await }
+        };
+        self.fetches.join(app, fetch).await
+    }
+
+    async fn fetch(&self, app: &AppId) -> Result<Arc<CachedToken>, Error> {
         let request = GetAccessTokenRequest {
             app_id: app.to_string(),
         };
-        let answer = self.rpc.clone().get_access_token(request).await?;
-        self.cache.put(answer.into_inner().access_token)
+        let answer = self.call(request, |mut rpc, request| async move {
+            rpc.get_access_token(request).await
+        });
+        self.cache.put(answer.await?.access_token)
     }
 
     /// What memory holds of the app, if it may still be used: nobody is asked.
@@ -121,12 +147,10 @@ impl TokenClient {
             version,
             errcode: errcode.0,
         };
-        let answer = self
-            .rpc
-            .clone()
-            .report_invalid_access_token(request)
-            .await?;
-        self.cache.put(answer.into_inner().access_token)
+        let answer = self.call(request, |mut rpc, request| async move {
+            rpc.report_invalid_access_token(request).await
+        });
+        self.cache.put(answer.await?.access_token)
     }
 
     /// The app's current ticket, from token-service's memory.
@@ -142,8 +166,10 @@ impl TokenClient {
             app_id: app.to_string(),
             r#type: kind.into(),
         };
-        let answer = self.rpc.clone().get_ticket(request).await?.into_inner();
-        let ticket = required(answer.ticket, "ticket")?;
+        let answer = self.call(request, |mut rpc, request| async move {
+            rpc.get_ticket(request).await
+        });
+        let ticket = required(answer.await?.ticket, "ticket")?;
         Ok(IssuedTicket {
             version: ticket.version,
             expire_time: required(
@@ -163,7 +189,36 @@ impl TokenClient {
             app_id: app.to_string(),
             url: url.to_owned(),
         };
-        let answer = self.rpc.clone().sign_jsapi(request).await?.into_inner();
-        required(answer.jsapi_signature, "jsapi_signature")
+        let answer = self.call(request, |mut rpc, request| async move {
+            rpc.sign_jsapi(request).await
+        });
+        required(answer.await?.jsapi_signature, "jsapi_signature")
+    }
+
+    /// Makes a call, and makes it again when its connection breaks: another endpoint may be up, and no RPC of
+    /// token-service does more when it comes twice.
+    async fn call<Q, A, F>(
+        &self,
+        request: Q,
+        rpc: impl Fn(TokenServiceClient<PeerChannel>, Q) -> F,
+    ) -> Result<A, Error>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let mut attempt = 1;
+        loop {
+            let status = match rpc(self.rpc.clone(), request.clone()).await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => status,
+            };
+            // What token-service says itself has no source.
+            if attempt == ATTEMPTS || status.source().is_none() {
+                return Err(status.into());
+            }
+            attempt += 1;
+            let jittered = PAUSE.mul_f64(rand::rng().random_range(0.5..1.5));
+            tokio::time::sleep(jittered).await;
+        }
     }
 }

@@ -186,7 +186,9 @@ async fn serve(stub: Stub, port: u16) -> Served {
     let runtime = Runtime::new().unwrap();
     runtime.spawn(async move {
         let listener = TcpListener::from_std(listener).unwrap();
+        let (_reporter, health) = tonic_health::server::health_reporter();
         tonic::transport::Server::builder()
+            .add_service(health)
             .add_service(TokenServiceServer::new(stub))
             .serve_with_incoming(TcpListenerStream::new(listener))
             .await
@@ -199,8 +201,13 @@ async fn serve(stub: Stub, port: u16) -> Served {
 }
 
 fn client(addr: SocketAddr) -> TokenClient {
-    let endpoint = Endpoint::try_from(format!("http://{addr}")).unwrap();
-    TokenClient::new(&Peer::new(vec![endpoint], "key".into()))
+    client_of(&[addr])
+}
+
+fn client_of(addrs: &[SocketAddr]) -> TokenClient {
+    let endpoint = |addr| Endpoint::try_from(format!("http://{addr}")).unwrap();
+    let endpoints = addrs.iter().map(endpoint).collect();
+    TokenClient::new(&Peer::new(endpoints, "key".into()))
 }
 
 fn app() -> AppId {
@@ -229,6 +236,62 @@ async fn a_token_is_fetched_once_and_then_read_from_memory() {
     assert_eq!(stub.gets(), 1);
     drop(served);
     assert!(client.access_token(&app()).await.is_ok());
+}
+
+#[tokio::test]
+async fn concurrent_misses_are_one_rpc() {
+    let stub = Stub::new(true);
+    let served = serve(stub.clone(), 0).await;
+    let client = client(served.addr);
+    let (tracker, app) = (TaskTracker::new(), app());
+    for _ in 0..1_000 {
+        let (client, app) = (client.clone(), app.clone());
+        tracker.spawn(async move {
+            let token = client.access_token(&app).await.unwrap();
+            assert_eq!(token.version, 1);
+        });
+    }
+    tracker.close();
+    tracker.wait().await;
+    assert_eq!(stub.gets(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_replicas_one_is_killed_and_no_call_fails() {
+    let stub = Stub::new(true);
+    let (first, second) = (serve(stub.clone(), 0).await, serve(stub.clone(), 0).await);
+    let client = client_of(&[first.addr, second.addr]);
+    let (app, stop, calls) = (app(), CancellationToken::new(), Arc::new(AtomicU64::new(0)));
+    let callers: Vec<_> = (0..8)
+        .map(|_| {
+            let (client, app) = (client.clone(), app.clone());
+            let (stop, calls) = (stop.clone(), Arc::clone(&calls));
+            tokio::spawn(async move {
+                while !stop.is_cancelled() {
+                    // A report asks token-service each time.
+                    client
+                        .report(&app, 1, ErrCode::INVALID_CREDENTIAL)
+                        .await
+                        .unwrap();
+                    calls.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    let many_more = async || {
+        let enough = calls.load(Ordering::SeqCst) + 200;
+        eventually("calls are answered", PATIENCE, async || {
+            calls.load(Ordering::SeqCst) >= enough
+        })
+        .await;
+    };
+    many_more().await;
+    drop(first);
+    many_more().await;
+    stop.cancel();
+    for caller in callers {
+        caller.await.unwrap();
+    }
 }
 
 #[tokio::test]
