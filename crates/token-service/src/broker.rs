@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
+    time::SystemTime,
 };
 
 use service_kit::{App, CatalogHandle, Clock};
@@ -16,6 +17,7 @@ use wechat::AppId;
 use crate::{
     credential::{
         Failure, Key, Kind,
+        ledger::{Budget, Use},
         slot::{Held, Slot, Wish},
         store::Store,
     },
@@ -134,6 +136,26 @@ impl Broker {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// Why the ledger allows no call for `purpose` now, if it does not.
+    pub(crate) fn within_budget(&self, slot: &Slot, purpose: Use) -> Result<(), Error> {
+        let Some(until) = self.spent_until(slot, purpose) else {
+            return Ok(());
+        };
+        let retry_after = until.duration_since(self.0.clock.now()).unwrap_or_default();
+        Err(Error::QuotaSpent {
+            app: slot.key.app.clone(),
+            retry_after,
+        })
+    }
+
+    /// When the ledger allows the next call for `purpose`, unless that is now.
+    pub(crate) fn spent_until(&self, slot: &Slot, purpose: Use) -> Option<SystemTime> {
+        let app = self.app(&slot.key.app).ok()?;
+        let budget = Budget::of(refresh::policy(&app, slot.key.kind));
+        let ledger = slot.state().ledger;
+        ledger.spent_until(budget, purpose, self.0.clock.now())
     }
 
     /// Whether a failure was made with the settings that the app has now.

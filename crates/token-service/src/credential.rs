@@ -1,6 +1,7 @@
 //! What is kept for each app: its access_token and its tickets, and when each is refreshed and expires.
 
 pub mod failure;
+pub mod ledger;
 pub mod slot;
 pub mod store;
 

@@ -35,11 +35,19 @@ pub enum Error {
         retry_after: Duration,
     },
     /// The app's forced refreshes are used up, or the last one was less than 30 s ago.
-    #[error("app {app}: no forced refresh is left now")]
+    #[error("app {app}: no forced refresh is left for {} s", retry_after.as_secs().max(1))]
     ForceSpent {
         /// The app.
         app: AppId,
         /// When there may be one.
+        retry_after: Duration,
+    },
+    /// The day's calls to WeChat for this credential are used up, or what is left is kept for refreshes that somebody asked for.
+    #[error("app {app}: the day's calls to WeChat are used up")]
+    QuotaSpent {
+        /// The app.
+        app: AppId,
+        /// When the quota begins anew.
         retry_after: Duration,
     },
     /// The app left `wxhub.toml` meanwhile.

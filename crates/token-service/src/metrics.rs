@@ -12,6 +12,8 @@ const READS: &str = "wxhub_token_reads_total";
 const REFRESHES: &str = "wxhub_token_refreshes_total";
 /// Reports of dead tokens by app and outcome.
 const REPORTS: &str = "wxhub_token_reports_total";
+/// Alarms: a share of a day's budget is used up, by app, credential, quota and percent.
+const QUOTA_ALARMS: &str = "wxhub_token_quota_alarms_total";
 /// When the current value expires, in Unix seconds, by app and credential.
 const EXPIRY: &str = "wxhub_token_expire_timestamp_seconds";
 
@@ -20,6 +22,10 @@ pub(crate) fn describe() {
     metrics::describe_counter!(READS, "Reads of credentials by source");
     metrics::describe_counter!(REFRESHES, "Refreshes of credentials by outcome");
     metrics::describe_counter!(REPORTS, "Reports of dead access tokens by outcome");
+    metrics::describe_counter!(
+        QUOTA_ALARMS,
+        "Shares of a day's budget of calls to WeChat that were reached"
+    );
     metrics::describe_gauge!(
         EXPIRY,
         metrics::Unit::Seconds,
@@ -69,6 +75,11 @@ pub(crate) fn refreshed(app: &str, kind: Kind, outcome: Refresh) {
         Refresh::NotStored => "not_stored",
     };
     metrics::counter!(REFRESHES, "app" => app.to_owned(), "credential" => kind.as_str(), "outcome" => outcome)
+        .increment(1);
+}
+
+pub(crate) fn quota_alarm(app: &str, kind: Kind, quota: &'static str, percent: u32) {
+    metrics::counter!(QUOTA_ALARMS, "app" => app.to_owned(), "credential" => kind.as_str(), "quota" => quota, "percent" => percent.to_string())
         .increment(1);
 }
 

@@ -22,7 +22,8 @@ use self::attempt::{Attempt, Goal};
 use crate::{
     broker::{Broker, Fresh},
     credential::{
-        Policy,
+        Kind, Policy,
+        ledger::{FORCE_APART, Use},
         slot::{Slot, State, Wish},
     },
     error::Error,
@@ -81,8 +82,14 @@ pub(crate) fn settings(app: &App) -> String {
 struct Refresher {
     broker: Broker,
     slot: Arc<Slot>,
-    /// No forced refresh was left: until then reports cost no call.
-    force_spent: Option<SystemTime>,
+    /// No forced refresh is left.
+    force_spent: Option<ForceSpent>,
+}
+
+/// When reports cost a call again, and when one may be forced.
+struct ForceSpent {
+    ask_again: SystemTime,
+    until: SystemTime,
 }
 
 impl Refresher {
@@ -110,7 +117,10 @@ impl Refresher {
             let result = self.attend(wish).await;
             if matches!(
                 result,
-                Err(Error::StoreUnavailable | Error::TooSlow { .. } | Error::AppGone { .. })
+                Err(Error::StoreUnavailable
+                    | Error::TooSlow { .. }
+                    | Error::QuotaSpent { .. }
+                    | Error::AppGone { .. })
             ) {
                 let spread = 0.5 + self.broker.random().fraction();
                 pause = Some(self.broker.clock().now() + PAUSE.mul_f64(spread));
@@ -129,7 +139,8 @@ impl Refresher {
         let failure = state.failure.as_ref();
         let failure = failure.filter(|failure| self.broker.still_counts(&self.slot.key, failure));
         let retry = failure.map(|failure| failure.retry_at);
-        [Some(due), Some(floor), retry, pause]
+        let spent = self.broker.spent_until(&self.slot, Use::Ordinary);
+        [Some(due), Some(floor), retry, spent, pause]
             .into_iter()
             .flatten()
             .max()
@@ -159,13 +170,14 @@ impl Refresher {
         if !matches!(goal, Goal::Force | Goal::Operator) {
             self.broker.backing_off(&self.slot)?;
         }
+        self.broker.within_budget(&self.slot, goal.purpose())?;
         let now = self.broker.clock().now();
-        if let (Goal::Reported, Some(until)) = (goal, self.force_spent)
-            && now < until
+        if let (Goal::Reported, Some(spent)) = (goal, &self.force_spent)
+            && now < spent.ask_again
         {
             return Err(Error::ForceSpent {
                 app: self.slot.key.app.clone(),
-                retry_after: until.duration_since(now).unwrap_or_default(),
+                retry_after: spent.until.duration_since(now).unwrap_or_default(),
             });
         }
         let caller = wish.as_ref().and_then(|wish| wish.span.as_ref());
@@ -179,13 +191,25 @@ impl Refresher {
         let attempt = Attempt::new(&self.broker, &self.slot, goal);
         let result = attempt.run().instrument(span.clone()).await;
         if let Err(Error::ForceSpent { retry_after, .. }) = &result {
-            self.force_spent = Some(now + *retry_after);
+            // The token may change by itself before.
+            self.force_spent = Some(ForceSpent {
+                ask_again: now + FORCE_APART.min(*retry_after),
+                until: now + *retry_after,
+            });
         }
         if let Err(error) = &result {
             let _entered = span.enter();
             warn!(app.id = %self.slot.key.app, credential = self.slot.key.kind.as_str(), "not refreshed: {error}");
         }
         result
+    }
+}
+
+/// How a credential of `app` lives.
+pub(crate) fn policy(app: &App, kind: Kind) -> Policy {
+    match kind {
+        Kind::AccessToken => token_policy(app),
+        Kind::JsapiTicket | Kind::WxCardTicket => Policy::Ticket,
     }
 }
 

@@ -12,7 +12,8 @@ use crate::{
     broker::Broker,
     credential::{
         Key,
-        store::{self, Event},
+        ledger::Ledger,
+        store::{self, Event, Record},
     },
 };
 
@@ -92,23 +93,32 @@ impl Sync<'_> {
 /// Takes over what is newer in the store, and puts back what it has lost.
 async fn reconcile(broker: &Broker, key: &Key) -> Result<(), store::Error> {
     let record = broker.store().load(key).await?;
-    let Some(record) = record else {
-        return match broker.existing(key).and_then(|slot| slot.valid()) {
-            Some(held) => broker.store().restore(key, &held.credential).await,
-            None => Ok(()),
-        };
-    };
     // An app that left the catalog meanwhile gets no slot back.
     if broker.app(&key.app).is_err() {
         return Ok(());
     }
-    let slot = broker.slot(key);
-    let stored = record.version();
-    slot.absorb(record);
-    match slot.valid() {
-        Some(held) if held.credential.version > stored => {
-            broker.store().restore(key, &held.credential).await
-        }
-        _ => Ok(()),
+    let slot = match &record {
+        Some(_) => broker.slot(key),
+        None => match broker.existing(key) {
+            Some(slot) => slot,
+            None => return Ok(()),
+        },
+    };
+    let stored = record.as_ref().map_or(0, Record::version);
+    let ledger = record
+        .as_ref()
+        .map_or_else(Ledger::default, |record| record.ledger);
+    if let Some(record) = record {
+        slot.absorb(record);
     }
+    if let Some(held) = slot.valid()
+        && held.credential.version > stored
+    {
+        broker.store().restore(key, &held.credential).await?;
+    }
+    let known = slot.state().ledger;
+    if known != ledger {
+        broker.store().enter(key, known).await?;
+    }
+    Ok(())
 }

@@ -111,6 +111,11 @@ impl Cause {
         }
     }
 
+    /// Whether WeChat said that the day's quota is used up.
+    pub(crate) fn is_exhaustion(&self) -> bool {
+        self.class() == Class::Day
+    }
+
     fn class(&self) -> Class {
         self.refusal()
             .map_or(Class::Backoff, |refusal| refusal.class())

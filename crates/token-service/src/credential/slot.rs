@@ -10,10 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
-use super::{
-    Credential, Failure, Key, OVERLAP, Policy,
-    store::{Calls, Record},
-};
+use super::{Credential, Failure, Key, OVERLAP, Policy, ledger::Ledger, store::Record};
 use crate::error::Error;
 
 /// A caller waits no longer for a refresh; token-client itself waits 5 s.
@@ -67,7 +64,7 @@ impl Held {
 pub(crate) struct State {
     pub(crate) held: Option<Arc<Held>>,
     pub(crate) failure: Option<Arc<Failure>>,
-    pub(crate) calls: Calls,
+    pub(crate) ledger: Ledger,
     /// The last wish that was attended to.
     attended: u64,
     /// Why it was not fulfilled, if it was not.
@@ -224,11 +221,12 @@ impl Slot {
             credential,
             verify,
             failure,
-            calls,
+            ledger,
             ..
         } = record;
         let mut rotated = false;
         self.state.send_if_modified(|state| {
+            let ledger = state.ledger.merge(ledger);
             let newer = credential.filter(|new| match &state.held {
                 None => true,
                 Some(held) => {
@@ -239,14 +237,14 @@ impl Slot {
             });
             rotated = newer.is_some();
             let failure_changed = failure.as_ref() != state.failure.as_deref();
-            let modified = rotated || failure_changed || state.calls != calls;
+            let modified = rotated || failure_changed || state.ledger != ledger;
             if let Some(credential) = newer {
                 state.held = Some(Arc::new(Held::new(credential, verify, &self.clock)));
             }
             if failure_changed {
                 state.failure = failure.map(Arc::new);
             }
-            state.calls = calls;
+            state.ledger = ledger;
             modified
         });
         if rotated {
@@ -256,18 +254,33 @@ impl Slot {
 
     /// Holds a value that could not be stored.
     pub(crate) fn hold(&self, credential: Credential) {
-        let calls = self.state.borrow().calls;
+        let ledger = self.state.borrow().ledger;
         self.absorb(Record {
             credential: Some(credential),
-            calls,
+            ledger,
             ..Record::default()
+        });
+    }
+
+    /// Enters a call that the store does not know of.
+    pub(crate) fn enter_call(&self, now: SystemTime) {
+        self.state.send_modify(|state| {
+            state.ledger = state.ledger.on(now);
+            state.ledger.calls += 1;
         });
     }
 
     /// Remembers a failure that could not be stored.
     pub(crate) fn note(&self, failure: Failure) {
-        self.state
-            .send_modify(|state| state.failure = Some(Arc::new(failure)));
+        self.state.send_modify(|state| {
+            if failure.cause.is_exhaustion() {
+                state.ledger = Ledger {
+                    exhausted: true,
+                    ..state.ledger.on(failure.at)
+                };
+            }
+            state.failure = Some(Arc::new(failure));
+        });
     }
 
     /// Tells those whose wishes became this one how it went.

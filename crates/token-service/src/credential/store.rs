@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::memory::MemoryStore;
 pub(crate) use self::redis::RedisStore;
-use super::{Credential, Failure, Key, Policy, Times};
+use super::{Credential, Failure, Key, Policy, Times, ledger::Ledger};
 
 /// How long a lease lasts. It is never renewed: whoever did not write within it has lost it.
 pub const LEASE: Duration = Duration::from_secs(5);
@@ -49,11 +49,14 @@ pub struct Record {
     pub verify: Option<SystemTime>,
     /// Why the last refresh failed.
     pub failure: Option<Failure>,
-    /// Calls to WeChat on the Beijing day of the last call.
-    pub calls: Calls,
+    /// What it has cost on the Beijing day of the last call.
+    pub ledger: Ledger,
     /// Versions and digests of the last texts, newest last.
-    pub history: Vec<(u64, String)>,
+    pub history: History,
 }
+
+/// Versions and digests of texts, newest last.
+pub type History = Vec<(u64, String)>;
 
 impl Record {
     /// The version of the current credential; 0 when there is none.
@@ -66,31 +69,6 @@ impl Record {
         let found = self.history.iter().rev().find(|(_, known)| known == digest);
         found.map(|(version, _)| *version)
     }
-}
-
-/// Calls to WeChat on one day.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Calls {
-    /// Days since the epoch, in Beijing.
-    pub day: u64,
-    /// How many.
-    pub count: u32,
-}
-
-impl Calls {
-    /// How many there were on the day of `now`.
-    pub fn on(&self, now: SystemTime) -> u32 {
-        if self.day == beijing_day(now) {
-            self.count
-        } else {
-            0
-        }
-    }
-}
-
-/// The day that WeChat's quotas count by.
-pub(crate) fn beijing_day(now: SystemTime) -> u64 {
-    (service_kit::clock::since_epoch(now).as_secs() + 8 * 3600) / (24 * 3600)
 }
 
 /// Who asks for a lease, and for what.
@@ -122,23 +100,27 @@ pub struct Lease {
     pub takeover: bool,
 }
 
+/// What a call to WeChat may be counted against.
+#[derive(Debug, Clone, Copy)]
+pub struct Spend {
+    /// It is refused when the day has seen so many calls.
+    pub calls: u32,
+    /// It is forced, and refused when the day has seen so many forced ones, or when the last was a moment ago.
+    pub forced: Option<u32>,
+}
+
 /// The outcome of announcing a call to WeChat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begin {
-    /// Go ahead.
-    Granted,
+    /// Go ahead: it is entered in this ledger.
+    Granted(Ledger),
     /// The lease is lost.
     Lost,
-    /// A forced refresh is not allowed now.
-    NotForced,
+    /// No forced refresh is allowed before.
+    NotForced(SystemTime),
+    /// No call is allowed before the quota begins anew.
+    Spent,
 }
-
-/// The budget of forced refreshes: at most so many a Beijing day, 30 s apart.
-#[derive(Debug, Clone, Copy)]
-pub struct ForceLimit(pub u32);
-
-/// Forced refreshes that WeChat honours are so far apart.
-const FORCE_APART: Duration = Duration::from_secs(30);
 
 /// A credential to be stored.
 #[derive(Debug, Clone)]
@@ -151,6 +133,8 @@ pub struct Fresh {
     pub times: Times,
     /// The highest version that the writer ever held: what is stored grows beyond it, even when Redis came back empty.
     pub highest: u64,
+    /// It was asked for because WeChat refused the one before.
+    pub reported: bool,
 }
 
 /// The outcome of a write.
@@ -224,7 +208,7 @@ impl Store {
         }
     }
 
-    /// Records that WeChat is called now, right before it is.
+    /// Enters in the ledger that WeChat is called now, right before it is.
     ///
     /// # Errors
     /// [`Error::Redis`].
@@ -232,12 +216,12 @@ impl Store {
         &self,
         key: &Key,
         lease: Lease,
-        force: Option<ForceLimit>,
+        spend: Spend,
         now: SystemTime,
     ) -> Result<Begin, Error> {
         match self {
-            Self::Memory(store) => Ok(store.begin(key, lease, force, now)),
-            Self::Redis(store) => store.begin(key, lease, force, now).await,
+            Self::Memory(store) => Ok(store.begin(key, lease, spend, now)),
+            Self::Redis(store) => store.begin(key, lease, spend, now).await,
         }
     }
 
@@ -258,7 +242,8 @@ impl Store {
         }
     }
 
-    /// Records a failure, ends the lease and tells everybody. `ambiguous`: WeChat may have carried the call out.
+    /// Records a failure, ends the lease and tells everybody. `ambiguous`: WeChat may have carried the call out. That
+    /// WeChat's quota is used up is recorded even when the lease is lost.
     ///
     /// # Errors
     /// [`Error::Redis`].
@@ -303,6 +288,20 @@ impl Store {
                 Ok(())
             }
             Self::Redis(store) => store.restore(key, held).await,
+        }
+    }
+
+    /// Puts back what this replica knows of the ledger and the store has lost.
+    ///
+    /// # Errors
+    /// [`Error::Redis`].
+    pub async fn enter(&self, key: &Key, ledger: Ledger) -> Result<(), Error> {
+        match self {
+            Self::Memory(store) => {
+                store.enter(key, ledger);
+                Ok(())
+            }
+            Self::Redis(store) => store.enter(key, ledger).await,
         }
     }
 

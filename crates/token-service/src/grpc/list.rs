@@ -100,6 +100,8 @@ fn credential(broker: &Broker, app: &App, key: &Key) -> wire::Credential {
         last_error: failure
             .map(|failure| failure.cause.to_string())
             .unwrap_or_default(),
-        upstream_calls_today: state.calls.on(now),
+        upstream_calls_today: state.ledger.on(now).calls,
+        forced_refreshes_today: state.ledger.on(now).forced,
+        foreign_refreshes_today: state.ledger.on(now).rejected,
     }
 }

@@ -57,6 +57,13 @@ pub(super) fn of(error: &Error, now: SystemTime) -> Status {
         )
         .retry_after(*retry_after)
         .build(),
+        Error::QuotaSpent { retry_after, .. } => status::error(
+            Code::ResourceExhausted,
+            reason::WECHAT_QUOTA_EXHAUSTED,
+            message,
+        )
+        .retry_after(*retry_after)
+        .build(),
         Error::AppGone { .. } => {
             status::error(Code::NotFound, reason::APP_NOT_FOUND, message).build()
         }

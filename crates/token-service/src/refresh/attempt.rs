@@ -19,8 +19,9 @@ use crate::{
     credential::{
         Credential, Failure, Key, Kind, Policy, digest,
         failure::{Call, Cause},
+        ledger::{Budget, FORCED, FOREIGN, Use, reset},
         slot::Slot,
-        store::{self, Begin, Claim, Claimant, ForceLimit, Fresh, Lease, Written},
+        store::{self, Begin, Claim, Claimant, Fresh, Lease, Spend, Written},
     },
     error::Error,
     metrics, report,
@@ -36,12 +37,6 @@ const CALL_MIN: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(200);
 /// Whoever waits for others' leases gives up after two of them.
 const GIVE_UP: Duration = Duration::from_secs(10);
-/// Forced refreshes of a Beijing day that reports may use; WeChat allows twenty.
-const FORCE_FOR_REPORTS: ForceLimit = ForceLimit(15);
-/// What operators may use, too.
-const FORCE_FOR_OPERATORS: ForceLimit = ForceLimit(20);
-/// Between two forced refreshes.
-const FORCE_APART: Duration = Duration::from_secs(30);
 
 /// What a refresh is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +51,16 @@ pub(super) enum Goal {
     Operator,
     /// An operator wants the current one ended.
     Force,
+}
+
+impl Goal {
+    /// What it may spend of the day's calls.
+    pub(super) const fn purpose(self) -> Use {
+        match self {
+            Self::Missing | Self::Ahead => Use::Ordinary,
+            Self::Reported | Self::Operator | Self::Force => Use::Reserved,
+        }
+    }
 }
 
 pub(super) struct Attempt<'a> {
@@ -80,8 +85,10 @@ enum Refusal {
     Late,
     /// The store does not answer.
     Store(store::Error),
-    /// No forced refresh is left.
-    ForceSpent,
+    /// No forced refresh is left until then.
+    ForceSpent(SystemTime),
+    /// The day's calls are used up.
+    QuotaSpent,
 }
 
 impl<'a> Attempt<'a> {
@@ -194,15 +201,29 @@ impl<'a> Attempt<'a> {
                 let _ = self.broker.store().release(self.key(), lease).await;
                 Err(self.slot.too_slow())
             }
-            Err(Refusal::ForceSpent) => {
+            Err(Refusal::ForceSpent(until)) => {
                 let _ = self.broker.store().release(self.key(), lease).await;
                 Err(Error::ForceSpent {
                     app: app.app_id.clone(),
-                    retry_after: FORCE_APART,
+                    retry_after: self.until(until),
+                })
+            }
+            Err(Refusal::QuotaSpent) => {
+                let _ = self.broker.store().release(self.key(), lease).await;
+                // The store knew more of the ledger than this replica.
+                let _ = self.reload().await;
+                Err(Error::QuotaSpent {
+                    app: app.app_id.clone(),
+                    retry_after: self.until(reset(self.broker.clock().now())),
                 })
             }
             Err(Refusal::Store(error)) => Err(self.store_failed(&error)),
         }
+    }
+
+    fn until(&self, moment: SystemTime) -> Duration {
+        let left = moment.duration_since(self.broker.clock().now());
+        left.unwrap_or_default()
     }
 
     /// Calls WeChat, once; a stable token that was reported twice when the same comes back.
@@ -214,7 +235,7 @@ impl<'a> Attempt<'a> {
         deadline: Duration,
     ) -> Result<Answer, Refusal> {
         if let Some((token, kind)) = ticket {
-            self.begin(lease, None).await?;
+            self.begin(app, lease, None).await?;
             let call = self.broker.upstream().ticket(token, *kind);
             return self
                 .call(Call::Ticket, Policy::Ticket, deadline, call)
@@ -229,10 +250,10 @@ impl<'a> Attempt<'a> {
                 });
         }
         let force = match self.goal {
-            Goal::Force if token_policy(app) == Policy::Stable => Some(FORCE_FOR_OPERATORS),
+            Goal::Force if token_policy(app) == Policy::Stable => Some(Use::Reserved),
             _ => None,
         };
-        self.begin(lease, force).await?;
+        self.begin(app, lease, force).await?;
         let answer = self.token(app, force.is_some(), deadline).await?;
         let same = self
             .slot
@@ -242,10 +263,8 @@ impl<'a> Attempt<'a> {
         if self.goal != Goal::Reported || answer.policy != Policy::Stable || !same {
             return Ok(answer);
         }
-        match self.begin(lease, Some(FORCE_FOR_REPORTS)).await {
-            Ok(()) => self.token(app, true, deadline).await,
-            Err(refusal) => Err(refusal),
-        }
+        self.begin(app, lease, Some(Use::Ordinary)).await?;
+        self.token(app, true, deadline).await
     }
 
     async fn token(&self, app: &App, force: bool, deadline: Duration) -> Result<Answer, Refusal> {
@@ -273,15 +292,46 @@ impl<'a> Attempt<'a> {
         ))
     }
 
-    async fn begin(&self, lease: Lease, force: Option<ForceLimit>) -> Result<(), Refusal> {
+    /// Enters the call that comes next in the ledger; `forced` says what it may spend of the forced refreshes.
+    async fn begin(&self, app: &App, lease: Lease, forced: Option<Use>) -> Result<(), Refusal> {
         let now = self.broker.clock().now();
-        let begun = self.broker.store().begin(self.key(), lease, force, now);
+        let budget = Budget::of(super::policy(app, self.key().kind));
+        let spend = Spend {
+            calls: budget.limit(self.goal.purpose()),
+            forced: forced.map(|purpose| FORCED.limit(purpose)),
+        };
+        let begun = self.broker.store().begin(self.key(), lease, spend, now);
         match begun.await {
-            Ok(Begin::Granted) => Ok(()),
+            Ok(Begin::Granted(ledger)) => {
+                self.alarm(app, "calls", budget, ledger.calls);
+                if forced.is_some() {
+                    self.alarm(app, "forced refreshes", FORCED, ledger.forced);
+                }
+                Ok(())
+            }
             Ok(Begin::Lost) => Err(Refusal::Late),
-            Ok(Begin::NotForced) => Err(Refusal::ForceSpent),
+            Ok(Begin::NotForced(until)) => Err(Refusal::ForceSpent(until)),
+            Ok(Begin::Spent) => Err(Refusal::QuotaSpent),
             Err(error) => Err(Refusal::Store(error)),
         }
+    }
+
+    /// Says that a share of a budget is reached. The store counts for all replicas, so that one of them says it, once a day.
+    fn alarm(&self, app: &App, quota: &'static str, budget: Budget, number: u32) {
+        let Some(percent) = budget.alarm(number) else {
+            return;
+        };
+        let kind = self.key().kind;
+        metrics::quota_alarm(&app.name, kind, quota, percent);
+        warn!(
+            app.id = %app.app_id,
+            app.name = app.name,
+            credential = kind.as_str(),
+            quota,
+            used = number,
+            budget = budget.calls,
+            "{percent} % of the day's {quota} are used"
+        );
     }
 
     /// Awaits WeChat's answer within the lease.
@@ -326,6 +376,7 @@ impl<'a> Attempt<'a> {
             secret: answer.secret,
             policy: answer.policy,
             highest: before,
+            reported: self.goal == Goal::Reported,
         };
         let kind = self.key().kind;
         let now = self.broker.clock().now();
@@ -353,10 +404,13 @@ impl<'a> Attempt<'a> {
                     "refreshed"
                 );
                 // The event would bring it, too; who asked is not to wait for that.
-                self.reload().await.or_else(|_| {
+                if self.reload().await.is_err() {
                     self.slot.hold(fresh.with_version(version));
-                    Ok(())
-                })
+                }
+                if self.goal == Goal::Reported && version > before {
+                    self.tell_of_others(app);
+                }
+                Ok(())
             }
             Ok(Written::Superseded) => {
                 warn!(app.id = %app.app_id, credential = kind.as_str(), "superseded: another replica refreshed meanwhile");
@@ -367,6 +421,25 @@ impl<'a> Attempt<'a> {
                 self.hold_unstored(fresh);
                 Ok(())
             }
+        }
+    }
+
+    /// A token died before its time (R14).
+    fn tell_of_others(&self, app: &App) {
+        let rejected = self
+            .slot
+            .state()
+            .ledger
+            .on(self.broker.clock().now())
+            .rejected;
+        if rejected >= FOREIGN {
+            error!(
+                app.id = %app.app_id,
+                app.name = app.name,
+                foreign_refreshes_today = rejected,
+                "somebody else refreshes this app: WeChat refused its tokens again and again before their time. \
+                 Find who has its secret, or reset it"
+            );
         }
     }
 
@@ -401,6 +474,9 @@ impl<'a> Attempt<'a> {
             warn!(app.id = %app.app_id, error = %error, "the other replicas do not know of the failure");
         }
         self.slot.note(failure.clone());
+        if failure.cause.is_exhaustion() {
+            error!(app.id = %app.app_id, app.name = app.name, "WeChat's quota is used up: no call before it begins anew");
+        }
         Error::Failed {
             app: app.app_id.clone(),
             failure: Arc::new(failure),
@@ -434,6 +510,7 @@ impl<'a> Attempt<'a> {
         }
         warn!(app.id = %app.app_id, error = %error, "refreshing without the store");
         let deadline = self.broker.clock().elapsed() + CALLS_END;
+        self.slot.enter_call(self.broker.clock().now());
         match self.token(app, false, deadline).await {
             Ok(answer) => {
                 let spread = self.broker.random().fraction();
@@ -443,6 +520,7 @@ impl<'a> Attempt<'a> {
                     secret: answer.secret,
                     policy: answer.policy,
                     highest: self.slot.state().version(),
+                    reported: false,
                 });
                 Ok(())
             }
@@ -454,9 +532,9 @@ impl<'a> Attempt<'a> {
                     failure: Arc::new(failure),
                 })
             }
-            Err(Refusal::Late | Refusal::Store(_) | Refusal::ForceSpent) => {
-                Err(self.store_failed(&error))
-            }
+            Err(
+                Refusal::Late | Refusal::Store(_) | Refusal::ForceSpent(_) | Refusal::QuotaSpent,
+            ) => Err(self.store_failed(&error)),
         }
     }
 

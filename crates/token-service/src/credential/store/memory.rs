@@ -11,10 +11,13 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Begin, Calls, Claim, Claimant, Event, FORCE_APART, ForceLimit, Fresh, HISTORY, LEASE, Lease,
-    Record, SUPERSEDED_AFTER, Written, beijing_day, verify_at,
+    Begin, Claim, Claimant, Event, Fresh, HISTORY, LEASE, Lease, Record, SUPERSEDED_AFTER, Spend,
+    Written, verify_at,
 };
-use crate::credential::{Credential, Failure, Key, Policy, digest};
+use crate::credential::{
+    Credential, Failure, Key, Policy, digest,
+    ledger::{FORCE_APART, Ledger, reset},
+};
 
 /// Events that a slow follower may lag behind; beyond that it looks at everything.
 const BACKLOG: usize = 1_024;
@@ -36,7 +39,6 @@ struct Entry {
     lease: Option<(u64, SystemTime)>,
     /// The fence of a call that began and did not end.
     begun: Option<u64>,
-    forced: Calls,
     forced_at: Option<SystemTime>,
 }
 
@@ -81,36 +83,31 @@ impl MemoryStore {
         Claim::Granted(Lease { fence, takeover })
     }
 
-    pub(super) fn begin(
-        &self,
-        key: &Key,
-        lease: Lease,
-        force: Option<ForceLimit>,
-        now: SystemTime,
-    ) -> Begin {
+    pub(super) fn begin(&self, key: &Key, lease: Lease, spend: Spend, now: SystemTime) -> Begin {
         let mut entries = self.entries();
         let entry = entries.entry(key.clone()).or_default();
         if !entry.holds(lease) || entry.lease.is_some_and(|(_, until)| until <= now) {
             return Begin::Lost;
         }
-        let day = beijing_day(now);
-        if let Some(ForceLimit(limit)) = force {
-            let early = entry.forced_at.is_some_and(|last| now < last + FORCE_APART);
-            if early || entry.forced.on(now) >= limit {
-                return Begin::NotForced;
+        let mut ledger = entry.record.ledger.on(now);
+        if ledger.exhausted || ledger.calls >= spend.calls {
+            return Begin::Spent;
+        }
+        if let Some(limit) = spend.forced {
+            if ledger.forced >= limit {
+                return Begin::NotForced(reset(now));
             }
-            entry.forced = Calls {
-                day,
-                count: entry.forced.on(now) + 1,
-            };
+            let next = entry.forced_at.map(|last| last + FORCE_APART);
+            if let Some(next) = next.filter(|next| now < *next) {
+                return Begin::NotForced(next);
+            }
+            ledger.forced += 1;
             entry.forced_at = Some(now);
         }
-        entry.record.calls = Calls {
-            day,
-            count: entry.record.calls.on(now) + 1,
-        };
+        ledger.calls += 1;
+        entry.record.ledger = ledger;
         entry.begun = Some(lease.fence);
-        Begin::Granted
+        Begin::Granted(ledger)
     }
 
     pub(super) fn write(&self, key: &Key, lease: Lease, fresh: &Fresh, now: SystemTime) -> Written {
@@ -125,6 +122,12 @@ impl MemoryStore {
     pub(super) fn fail(&self, key: &Key, lease: Lease, failure: &Failure, ambiguous: bool) {
         let mut entries = self.entries();
         let entry = entries.entry(key.clone()).or_default();
+        if failure.cause.is_exhaustion() {
+            entry.record.ledger = Ledger {
+                exhausted: true,
+                ..entry.record.ledger.on(failure.at)
+            };
+        }
         if !entry.holds(lease) {
             return;
         }
@@ -155,6 +158,12 @@ impl MemoryStore {
         entry.record.credential = Some(held.clone());
         drop(entries);
         self.tell(key);
+    }
+
+    pub(super) fn enter(&self, key: &Key, ledger: Ledger) {
+        let mut entries = self.entries();
+        let record = &mut entries.entry(key.clone()).or_default().record;
+        record.ledger = record.ledger.merge(ledger);
     }
 
     pub(super) async fn follow(
@@ -198,6 +207,13 @@ impl Entry {
         } else {
             let version = stored.max(fresh.highest).max(millis(since_epoch(now))) + 1;
             self.record.remember(version, digest);
+            if fresh.reported {
+                let ledger = self.record.ledger.on(now);
+                self.record.ledger = Ledger {
+                    rejected: ledger.rejected + 1,
+                    ..ledger
+                };
+            }
             version
         };
         self.record.credential = Some(Credential {

@@ -22,16 +22,35 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    Begin, Calls, Claim, Claimant, Error, Event, FORCE_APART, ForceLimit, Fresh, HISTORY, LEASE,
-    Lease, Record, SUPERSEDED_AFTER, Written, beijing_day, verify_at,
+    Begin, Claim, Claimant, Error, Event, Fresh, HISTORY, LEASE, Lease, Record, SUPERSEDED_AFTER,
+    Spend, Written, verify_at,
 };
-use crate::credential::{Credential, Failure, Key, Kind, Policy, Times, digest};
+use crate::credential::{
+    Credential, Failure, Key, Kind, Policy, Times, digest,
+    ledger::{FORCE_APART, Ledger, beijing_day, reset},
+};
 
 const CHANNEL: &str = "wxhub:token:v1:changed";
 /// How long a record lives from its last change.
 const RECORD_TTL: Duration = Duration::from_secs(2 * 24 * 3600);
 /// Between two attempts to hear events again.
 const RECONNECT: Duration = Duration::from_millis(500);
+
+/// Opens the ledger's page of a day: an empty one when that day is newer. Pages are not turned back, for clocks differ.
+macro_rules! with_ledger {
+    ($script:literal) => {
+        concat!(
+            r"
+local function open(day)
+  if tonumber(day) > tonumber(redis.call('HGET', KEYS[1], 'day') or '0') then
+    redis.call('HSET', KEYS[1], 'day', day, 'calls', 0, 'forced', 0, 'rejected', 0, 'exhausted', 0)
+  end
+end
+",
+            $script
+        )
+    };
+}
 
 /// Takes the lease. Numbers of up to 2^53 survive Lua's doubles: versions are Unix milliseconds.
 const CLAIM: &str = r"
@@ -48,30 +67,32 @@ redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return {'granted', fence, tostring(redis.call('HEXISTS', KEYS[1], 'begun'))}
 ";
 
-/// Counts a call to WeChat and marks it as begun. ARGV: fence, now, day, forced refreshes allowed or -1, milliseconds between two.
-const BEGIN: &str = r"
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'lost' end
-local limit = tonumber(ARGV[4])
+/// Enters a call to WeChat in the ledger and marks it as begun. ARGV: fence, now, day, calls allowed, forced ones allowed or -1,
+/// milliseconds between two of those.
+const BEGIN: &str = with_ledger!(
+    r"
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return {'lost'} end
+open(ARGV[3])
+local page = redis.call('HMGET', KEYS[1], 'calls', 'forced', 'exhausted')
+local calls, forced, limit = tonumber(page[1]), tonumber(page[2]), tonumber(ARGV[5])
+if page[3] == '1' or calls >= tonumber(ARGV[4]) then return {'spent'} end
 if limit >= 0 then
-  local last = tonumber(redis.call('HGET', KEYS[1], 'forced_at') or '0')
-  local count = 0
-  if redis.call('HGET', KEYS[1], 'forced_day') == ARGV[3] then
-    count = tonumber(redis.call('HGET', KEYS[1], 'forced'))
-  end
-  if tonumber(ARGV[2]) < last + tonumber(ARGV[5]) or count >= limit then return 'not forced' end
-  redis.call('HSET', KEYS[1], 'forced_at', ARGV[2], 'forced_day', ARGV[3], 'forced', count + 1)
+  if forced >= limit then return {'not forced'} end
+  local next = tonumber(redis.call('HGET', KEYS[1], 'forced_at') or '0') + tonumber(ARGV[6])
+  if tonumber(ARGV[2]) < next then return {'not forced', string.format('%.0f', next)} end
+  redis.call('HSET', KEYS[1], 'forced_at', ARGV[2], 'forced', forced + 1)
 end
-local calls = 0
-if redis.call('HGET', KEYS[1], 'day') == ARGV[3] then
-  calls = tonumber(redis.call('HGET', KEYS[1], 'calls'))
-end
-redis.call('HSET', KEYS[1], 'day', ARGV[3], 'calls', calls + 1, 'begun', ARGV[1])
-return 'granted'
-";
+redis.call('HSET', KEYS[1], 'calls', calls + 1, 'begun', ARGV[1])
+local granted = redis.call('HMGET', KEYS[1], 'day', 'calls', 'forced', 'rejected')
+table.insert(granted, 1, 'granted')
+return granted
+"
+);
 
 /// Stores a value. ARGV: fence, now, highest version held, digest, sealed text, policy, refresh, expire, floor, when to verify
-/// or empty, when to verify what supersedes it or empty, lifetime, digests kept, channel, message.
-const WRITE: &str = r"
+/// or empty, when to verify what supersedes it or empty, lifetime, digests kept, channel, message, day, whether reported.
+const WRITE: &str = with_ledger!(
+    r"
 if tonumber(ARGV[1]) < tonumber(redis.call('HGET', KEYS[1], 'written') or '0') then
   if ARGV[11] ~= '' then
     redis.call('HSET', KEYS[1], 'verify', ARGV[11])
@@ -87,6 +108,10 @@ if redis.call('HGET', KEYS[1], 'digest') ~= ARGV[4] then
   kept[#kept + 1] = string.format('%.0f', version) .. ':' .. ARGV[4]
   while #kept > tonumber(ARGV[13]) do table.remove(kept, 1) end
   redis.call('HSET', KEYS[1], 'history', table.concat(kept, ' '))
+  if ARGV[17] == '1' then
+    open(ARGV[16])
+    redis.call('HINCRBY', KEYS[1], 'rejected', 1)
+  end
 end
 version = string.format('%.0f', version)
 redis.call('HSET', KEYS[1], 'written', ARGV[1], 'version', version, 'digest', ARGV[4], 'secret', ARGV[5], 'policy', ARGV[6],
@@ -99,17 +124,26 @@ if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[12])
 redis.call('PUBLISH', ARGV[14], ARGV[15])
 return version
-";
+"
+);
 
-/// Records a failure. ARGV: fence, failure, whether the call may have been carried out, lifetime, channel, message.
-const FAIL: &str = r"
+/// Records a failure. ARGV: fence, failure, whether the call may have been carried out, lifetime, channel, message, the day
+/// whose quota is used up or empty.
+const FAIL: &str = with_ledger!(
+    r"
+if ARGV[7] ~= '' then
+  open(ARGV[7])
+  redis.call('HSET', KEYS[1], 'exhausted', 1)
+  redis.call('PEXPIRE', KEYS[1], ARGV[4])
+end
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return end
 redis.call('HSET', KEYS[1], 'failure', ARGV[2])
 if ARGV[3] == '0' then redis.call('HDEL', KEYS[1], 'begun') end
 redis.call('DEL', KEYS[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 redis.call('PUBLISH', ARGV[5], ARGV[6])
-";
+"
+);
 
 /// Gives the lease back. ARGV: fence.
 const RELEASE: &str = r"
@@ -126,6 +160,20 @@ redis.call('PEXPIRE', KEYS[1], ARGV[8])
 redis.call('PUBLISH', ARGV[9], ARGV[10])
 ";
 
+/// Puts lost entries of the ledger back. ARGV: day, lifetime, calls, forced, rejected, exhausted.
+const ENTER: &str = with_ledger!(
+    r"
+open(ARGV[1])
+if tonumber(redis.call('HGET', KEYS[1], 'day')) > tonumber(ARGV[1]) then return end
+for index, field in ipairs({'calls', 'forced', 'rejected', 'exhausted'}) do
+  if tonumber(ARGV[index + 2]) > tonumber(redis.call('HGET', KEYS[1], field)) then
+    redis.call('HSET', KEYS[1], field, ARGV[index + 2])
+  end
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"
+);
+
 /// Credentials in Redis.
 pub struct RedisStore {
     connection: ConnectionManager,
@@ -141,6 +189,7 @@ struct Scripts {
     fail: Script,
     release: Script,
     restore: Script,
+    enter: Script,
 }
 
 impl std::fmt::Debug for RedisStore {
@@ -158,6 +207,7 @@ impl RedisStore {
             fail: Script::new(FAIL),
             release: Script::new(RELEASE),
             restore: Script::new(RESTORE),
+            enter: Script::new(ENTER),
         };
         Self {
             connection,
@@ -209,7 +259,7 @@ impl RedisStore {
         &self,
         key: &Key,
         lease: Lease,
-        force: Option<ForceLimit>,
+        spend: Spend,
         now: SystemTime,
     ) -> Result<Begin, Error> {
         let mut call = self.scripts.begin.key(record_key(key));
@@ -217,13 +267,30 @@ impl RedisStore {
             .arg(lease.fence)
             .arg(unix(now))
             .arg(beijing_day(now))
-            .arg(force.map_or(-1, |ForceLimit(limit)| i64::from(limit)))
+            .arg(spend.calls)
+            .arg(spend.forced.map_or(-1, i64::from))
             .arg(millis(FORCE_APART));
-        let answer: String = self.invoke(&call).await?;
-        match answer.as_str() {
-            "granted" => Ok(Begin::Granted),
-            "lost" => Ok(Begin::Lost),
-            "not forced" => Ok(Begin::NotForced),
+        let answer: Vec<String> = self.invoke(&call).await?;
+        let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
+        let number = |text: &str| -> Result<u64, Error> {
+            let number = text.parse();
+            number.map_err(|_| unreadable(key, "answer of the call's begin"))
+        };
+        match answer.as_slice() {
+            ["granted", day, calls, forced, rejected] => {
+                let small = |text| Ok::<_, Error>(number(text)?.try_into().unwrap_or(u32::MAX));
+                Ok(Begin::Granted(Ledger {
+                    day: number(day)?,
+                    calls: small(calls)?,
+                    forced: small(forced)?,
+                    rejected: small(rejected)?,
+                    exhausted: false,
+                }))
+            }
+            ["lost"] => Ok(Begin::Lost),
+            ["spent"] => Ok(Begin::Spent),
+            ["not forced"] => Ok(Begin::NotForced(reset(now))),
+            ["not forced", next] => Ok(Begin::NotForced(at(number(next)?))),
             _ => Err(unreadable(key, "answer of the call's begin")),
         }
     }
@@ -261,7 +328,9 @@ impl RedisStore {
             .arg(millis(RECORD_TTL))
             .arg(HISTORY)
             .arg(CHANNEL)
-            .arg(key.to_string());
+            .arg(key.to_string())
+            .arg(beijing_day(now))
+            .arg(u8::from(fresh.reported));
         let answer: String = self.invoke(&call).await?;
         if answer == "superseded" {
             return Ok(Written::Superseded);
@@ -277,6 +346,10 @@ impl RedisStore {
         failure: &Failure,
         ambiguous: bool,
     ) -> Result<(), Error> {
+        let exhausted = failure
+            .cause
+            .is_exhaustion()
+            .then(|| beijing_day(failure.at).to_string());
         let failure =
             serde_json::to_string(failure).map_err(|error| unreadable(key, &error.to_string()))?;
         let mut call = self.scripts.fail.key(record_key(key));
@@ -286,7 +359,8 @@ impl RedisStore {
             .arg(u8::from(ambiguous || lease.takeover))
             .arg(millis(RECORD_TTL))
             .arg(CHANNEL)
-            .arg(key.to_string());
+            .arg(key.to_string())
+            .arg(exhausted.unwrap_or_default());
         Ok(self.invoke(&call).await?)
     }
 
@@ -309,6 +383,17 @@ impl RedisStore {
             .arg(millis(RECORD_TTL))
             .arg(CHANNEL)
             .arg(key.to_string());
+        Ok(self.invoke(&call).await?)
+    }
+
+    pub(super) async fn enter(&self, key: &Key, ledger: Ledger) -> Result<(), Error> {
+        let mut call = self.scripts.enter.key(record_key(key));
+        call.arg(ledger.day)
+            .arg(millis(RECORD_TTL))
+            .arg(ledger.calls)
+            .arg(ledger.forced)
+            .arg(ledger.rejected)
+            .arg(u8::from(ledger.exhausted));
         Ok(self.invoke(&call).await?)
     }
 
@@ -378,6 +463,10 @@ impl RedisStore {
             let field = fields.get(name).map(|text| text.parse());
             field.transpose().map_err(|_| unreadable(key, name))
         };
+        let small = |name| {
+            let small = number(name)?.unwrap_or_default().try_into();
+            Ok::<u32, Error>(small.unwrap_or(u32::MAX))
+        };
         let moment = |name| Ok::<_, Error>(number(name)?.map(at));
         let required = |name| moment(name)?.ok_or_else(|| unreadable(key, name));
         let credential = match (fields.get("secret"), number("version")?) {
@@ -416,11 +505,12 @@ impl RedisStore {
             failure: failure
                 .transpose()
                 .map_err(|_| unreadable(key, "failure"))?,
-            calls: Calls {
+            ledger: Ledger {
                 day: number("day")?.unwrap_or_default(),
-                count: number("calls")?
-                    .and_then(|count| count.try_into().ok())
-                    .unwrap_or_default(),
+                calls: small("calls")?,
+                forced: small("forced")?,
+                rejected: small("rejected")?,
+                exhausted: small("exhausted")? > 0,
             },
             history: history.collect(),
         })

@@ -10,8 +10,11 @@ use super::*;
 use crate::credential::{
     Kind,
     failure::{Call, Cause},
+    ledger::reset,
 };
 
+/// More calls than most tests make.
+const CALLS: u32 = 100;
 const NOW_MS: u64 = 1_800_000_000_000;
 
 fn now() -> SystemTime {
@@ -35,6 +38,7 @@ fn fresh(secret: &str, policy: Policy) -> Fresh {
         policy,
         times: policy.plan(now(), Duration::from_secs(7200), 0.0),
         highest: 0,
+        reported: false,
     }
 }
 
@@ -86,8 +90,19 @@ impl Suite {
         }
     }
 
-    async fn begin(&self, lease: Lease, force: Option<ForceLimit>, now: SystemTime) -> Begin {
-        self.store.begin(&key(), lease, force, now).await.unwrap()
+    async fn begin(&self, lease: Lease, forced: Option<u32>, now: SystemTime) -> Begin {
+        let spend = Spend {
+            calls: CALLS,
+            forced,
+        };
+        self.store.begin(&key(), lease, spend, now).await.unwrap()
+    }
+
+    async fn granted(&self, lease: Lease) -> Ledger {
+        match self.begin(lease, None, now()).await {
+            Begin::Granted(ledger) => ledger,
+            refused => unreachable!("{refused:?}"),
+        }
     }
 
     async fn write(&self, lease: Lease, secret: &str) -> Written {
@@ -101,7 +116,7 @@ impl Suite {
     async fn stored(&self, secret: &str) -> u64 {
         let held = self.record().await.version();
         let lease = self.lease(held).await;
-        assert_eq!(self.begin(lease, None, now()).await, Begin::Granted);
+        self.granted(lease).await;
         match self.write(lease, secret).await {
             Written::Stored(version) => version,
             Written::Superseded => unreachable!("nobody else writes"),
@@ -134,8 +149,8 @@ async fn a_value_comes_back_as_it_was_stored() {
         assert_eq!(credential.policy, Policy::Classic);
         assert_eq!(credential.times, fresh("", Policy::Classic).times);
         assert!(record.failure.is_none() && record.verify.is_none());
-        assert_eq!(record.calls.on(now()), 1);
-        assert_eq!(record.calls.on(later(86_400)), 0);
+        assert_eq!(record.ledger.on(now()).calls, 1);
+        assert_eq!(record.ledger.on(later(86_400)).calls, 0);
     }
 }
 
@@ -184,7 +199,7 @@ async fn r3_a_lease_that_is_lost_neither_begins_nor_ends_anything() {
             .unwrap();
         assert!(suite.record().await.failure.is_none());
         assert!(matches!(suite.claim(0, now()).await, Claim::Busy(_)));
-        assert_eq!(suite.begin(holder, None, now()).await, Begin::Granted);
+        suite.granted(holder).await;
     }
 }
 
@@ -192,7 +207,7 @@ async fn r3_a_lease_that_is_lost_neither_begins_nor_ends_anything() {
 async fn r4_a_late_writer_overwrites_nothing() {
     for suite in Suite::both().await {
         let late = suite.lease(0).await;
-        suite.begin(late, None, now()).await;
+        suite.granted(late).await;
         suite.lease_expires().await;
         let version = suite.stored("newer").await;
         assert_eq!(suite.write(late, "older").await, Written::Superseded);
@@ -209,18 +224,18 @@ async fn r4_a_late_writer_overwrites_nothing() {
 async fn r15_a_takeover_of_a_call_that_began_is_verified_a_minute_later() {
     for suite in Suite::both().await {
         let dead = suite.lease(0).await;
-        suite.begin(dead, None, now()).await;
+        suite.granted(dead).await;
         suite.lease_expires().await;
         let heir = suite.lease(0).await;
         assert!(heir.takeover);
-        suite.begin(heir, None, now()).await;
+        suite.granted(heir).await;
         let Written::Stored(version) = suite.write(heir, "token").await else {
             unreachable!("the heir is the newest")
         };
         assert_eq!(suite.record().await.verify, Some(later(60)));
         let next = suite.lease(version).await;
         assert!(!next.takeover);
-        suite.begin(next, None, now()).await;
+        suite.granted(next).await;
         suite.write(next, "verified").await;
         assert_eq!(suite.record().await.verify, None);
     }
@@ -231,7 +246,7 @@ async fn r15_a_failure_that_may_have_reached_wechat_stays_in_doubt() {
     for suite in Suite::both().await {
         for (ambiguous, takeover) in [(false, false), (true, true)] {
             let lease = suite.lease(0).await;
-            suite.begin(lease, None, now()).await;
+            suite.granted(lease).await;
             suite
                 .store
                 .fail(&key(), lease, &failure(2), ambiguous)
@@ -304,23 +319,121 @@ async fn a_lost_value_is_put_back_and_a_newer_one_stays() {
 #[tokio::test]
 async fn r8_forced_refreshes_are_apart_and_counted_by_the_day() {
     for suite in Suite::both().await {
-        let lease = suite.lease(0).await;
-        let limit = Some(ForceLimit(2));
-        assert_eq!(suite.begin(lease, limit, now()).await, Begin::Granted);
-        assert_eq!(suite.begin(lease, limit, now()).await, Begin::NotForced);
         // In memory the lease ends by the clock that the test moves.
-        for (seconds, expected) in [
-            (31, Begin::Granted),
-            (62, Begin::NotForced),
-            (86_400, Begin::Granted),
-        ] {
+        let force = async |now: SystemTime| {
             suite.lease_expires().await;
-            let now = later(seconds);
             let Claim::Granted(lease) = suite.claim(0, now).await else {
                 unreachable!("the lease is over")
             };
-            assert_eq!(suite.begin(lease, limit, now).await, expected, "{seconds}");
+            suite.begin(lease, Some(2), now).await
+        };
+        let counted = |begin: Begin| match begin {
+            Begin::Granted(ledger) => (ledger.calls, ledger.forced),
+            refused => unreachable!("{refused:?}"),
+        };
+        assert_eq!(counted(force(now()).await), (1, 1));
+        assert_eq!(force(later(1)).await, Begin::NotForced(later(30)));
+        assert_eq!(counted(force(later(31)).await), (2, 2));
+        let midnight = reset(now());
+        assert_eq!(force(later(62)).await, Begin::NotForced(midnight));
+        assert_eq!(counted(force(midnight).await), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn r08_a_day_has_so_many_calls_and_the_next_day_as_many() {
+    for suite in Suite::both().await {
+        let lease = suite.lease(0).await;
+        for call in 1..=CALLS {
+            assert_eq!(suite.granted(lease).await.calls, call);
         }
+        assert_eq!(suite.begin(lease, None, now()).await, Begin::Spent);
+        suite.lease_expires().await;
+        let tomorrow = reset(now());
+        let Claim::Granted(lease) = suite.claim(0, tomorrow).await else {
+            unreachable!("the lease is over")
+        };
+        let Begin::Granted(ledger) = suite.begin(lease, None, tomorrow).await else {
+            unreachable!("a new day")
+        };
+        assert_eq!(ledger.calls, 1);
+    }
+}
+
+#[tokio::test]
+async fn r08_an_exhausted_quota_is_remembered_to_the_end_of_the_day() {
+    for suite in Suite::both().await {
+        let lost = suite.lease(0).await;
+        suite.granted(lost).await;
+        suite.lease_expires().await;
+        // Even by whoever heard of it too late.
+        let cause = Cause::Refused {
+            call: Call::Token,
+            errcode: 45009,
+            errmsg: String::new(),
+            rid: None,
+        };
+        let failure = Failure::new(cause, "s".to_owned(), None, now(), 0.5);
+        suite
+            .store
+            .fail(&key(), lost, &failure, false)
+            .await
+            .unwrap();
+        assert!(suite.record().await.ledger.exhausted);
+        let lease = suite.lease(0).await;
+        assert_eq!(suite.begin(lease, None, now()).await, Begin::Spent);
+        assert!(!suite.record().await.ledger.on(reset(now())).exhausted);
+    }
+}
+
+#[tokio::test]
+async fn a_lost_ledger_is_put_back_and_an_older_page_is_not() {
+    for suite in Suite::both().await {
+        let page = Ledger {
+            calls: 7,
+            forced: 2,
+            exhausted: true,
+            ..Ledger::default().on(now())
+        };
+        suite.store.enter(&key(), page).await.unwrap();
+        assert_eq!(suite.record().await.ledger, page);
+        let older = Ledger {
+            day: page.day - 1,
+            calls: 50,
+            ..Ledger::default()
+        };
+        suite.store.enter(&key(), older).await.unwrap();
+        let more = Ledger {
+            rejected: 1,
+            forced: 1,
+            ..page
+        };
+        suite.store.enter(&key(), more).await.unwrap();
+        let both = Ledger {
+            rejected: 1,
+            ..page
+        };
+        assert_eq!(suite.record().await.ledger, both);
+    }
+}
+
+#[tokio::test]
+async fn r14_tokens_that_were_replaced_after_a_report_are_counted() {
+    for suite in Suite::both().await {
+        for secret in ["a", "b", "b", "c"] {
+            let lease = suite.lease(suite.record().await.version()).await;
+            suite.granted(lease).await;
+            let fresh = Fresh {
+                reported: true,
+                ..fresh(secret, Policy::Stable)
+            };
+            suite
+                .store
+                .write(&key(), lease, &fresh, now())
+                .await
+                .unwrap();
+        }
+        assert_eq!(suite.record().await.ledger.rejected, 3);
     }
 }
 
@@ -365,7 +478,7 @@ async fn redis_holds_no_secret_in_clear_and_every_key_ends() {
     let [_, suite] = Suite::both().await;
     suite.stored("s3cr3t").await;
     let lease = suite.lease(suite.record().await.version()).await;
-    suite.begin(lease, None, now()).await;
+    suite.granted(lease).await;
     let Store::Redis(store) = &suite.store else {
         unreachable!("the second suite is on Redis")
     };
