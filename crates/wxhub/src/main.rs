@@ -1,8 +1,10 @@
-//! The `wxhub` command: everything in one process to develop with, the demo, and the migrations.
+//! The `wxhub` command: everything in one process to develop with, the demo, the migrations, and the operator's verbs.
 
 mod demo;
 mod dev;
 mod migrate;
+mod secret;
+mod token;
 mod world;
 
 use std::process::ExitCode;
@@ -10,7 +12,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use service_kit::cli;
 
-/// The one gateway between a company's teams and WeChat: develop with it, see it work, migrate its databases
+/// The one gateway between a company's teams and WeChat: develop with it, see it work, look after it
 #[derive(Debug, Parser)]
 #[command(name = "wxhub", version, args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -28,6 +30,8 @@ enum Verb {
     Demo(demo::Args),
     /// Bring the tables of every service up to date
     Migrate(migrate::Args),
+    /// Look after access tokens: list, get, refresh, watch
+    Token(Box<token::Args>),
 }
 
 fn main() -> ExitCode {
@@ -39,9 +43,15 @@ fn main() -> ExitCode {
         Verb::Dev(args) => runtime.block_on(dev::run(&args)),
         Verb::Demo(args) => runtime.block_on(demo::run(&args)),
         Verb::Migrate(args) => runtime.block_on(migrate::run(args)),
+        Verb::Token(args) => runtime.block_on(token::run(*args)),
     });
     match ran {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => cli::fail("wxhub", &error),
+        Err(error) => {
+            let code = cli::fail("wxhub", &error);
+            error
+                .downcast_ref::<token::Refused>()
+                .map_or(code, token::Refused::exit_code)
+        }
     }
 }

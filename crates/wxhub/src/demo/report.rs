@@ -35,9 +35,3 @@ impl Report {
         self.steps
     }
 }
-
-/// A secret, as far as it may be shown: enough to see that two are the same.
-pub(super) fn shortened(secret: &str) -> String {
-    let head: String = secret.chars().take(6).collect();
-    format!("{head}… ({} characters)", secret.chars().count())
-}

@@ -20,11 +20,11 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tonic::{Response, Status};
 
-use super::{
-    report::{Report, shortened},
-    wire::Wire,
+use super::{report::Report, wire::Wire};
+use crate::{
+    secret::shortened,
+    world::{NEWS, PAGE_HOST, SHOP},
 };
-use crate::world::{NEWS, PAGE_HOST, SHOP};
 
 /// A message is sent within this.
 const SEND_TIMEOUT: Duration = Duration::from_secs(20);

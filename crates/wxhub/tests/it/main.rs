@@ -12,4 +12,5 @@ mod demo;
 mod dev;
 mod migrate;
 mod running;
+mod token;
 mod trace;

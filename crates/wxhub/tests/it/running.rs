@@ -63,9 +63,14 @@ impl Dev {
             .unwrap_or_else(|| panic!("no {name} in {:#?}", self.banner))
     }
 
+    /// Where a service's gRPC is.
+    pub(crate) fn grpc(&self, service: &str) -> &str {
+        self.row(service)[1]
+    }
+
     /// A connection to a service's gRPC.
     pub(crate) fn channel(&self, service: &str) -> Channel {
-        let url = format!("http://{}", self.row(service)[1]);
+        let url = format!("http://{}", self.grpc(service));
         Endpoint::from_shared(url).unwrap().connect_lazy()
     }
 
