@@ -1,6 +1,6 @@
 //! `wxhub.auth.v1.AuthService`: translates, nothing else.
 
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
 use prost_types::Timestamp;
 use proto::auth::v1::{
@@ -8,7 +8,7 @@ use proto::auth::v1::{
     RevokeSessionRequest, RevokeSessionResponse, VerifySessionRequest, VerifySessionResponse,
     auth_service_server::AuthService,
 };
-use service_kit::{App, AppKind, Caller, Catalog, Scope, caller::Rules, clock::since_epoch};
+use service_kit::{App, AppKind, Caller, Catalog, Scope, caller::Rules};
 use tonic::{Request, Response, Status};
 use wechat::{AppId, OpenId};
 
@@ -129,7 +129,7 @@ impl AuthService for Service {
         let signed_in = login.await.map_err(|error| self.auth.status(&error))?;
         let session = wire::Session {
             session_token: signed_in.token.expose().to_owned(),
-            expire_time: Some(timestamp(signed_in.expire_time)),
+            expire_time: Some(Timestamp::from(signed_in.expire_time)),
             user: Some(user(signed_in.user)),
         };
         Ok(Response::new(LoginResponse {
@@ -144,12 +144,9 @@ impl AuthService for Service {
         let caller = Caller::of(&request)?;
         let verify = async {
             let token = Token::parse(&request.get_ref().session_token)?;
-            let (session, expires) = self.auth.sessions.verify(&token).await?;
-            // Not told apart from one that does not exist.
-            if !self.is_open(&caller, &session.app_id) {
-                return Err(Error::SessionInvalid);
-            }
-            Ok((session, expires))
+            // One of another app is not told apart from one that does not exist.
+            let open_to = |app: &AppId| self.is_open(&caller, app);
+            self.auth.sessions.verify(&token, open_to).await
         };
         let (session, expires) = verify.await.map_err(|error| self.auth.status(&error))?;
         let app_id = String::from(session.app_id);
@@ -162,7 +159,7 @@ impl AuthService for Service {
                 ..wire::User::default()
             }),
             app_id,
-            expire_time: Some(timestamp(expires)),
+            expire_time: Some(Timestamp::from(expires)),
         }))
     }
 
@@ -200,16 +197,8 @@ fn user(user: User) -> wire::User {
         open_id: user.open_id.into(),
         union_id: user.union_id.map(String::from).unwrap_or_default(),
         nickname: user.nickname.unwrap_or_default(),
-        create_time: Some(timestamp(user.create_time)),
-        last_login_time: Some(timestamp(user.last_login_time)),
-    }
-}
-
-fn timestamp(time: SystemTime) -> Timestamp {
-    let since = since_epoch(time);
-    Timestamp {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(since.subsec_nanos()).unwrap_or_default(),
+        create_time: Some(Timestamp::from(user.create_time)),
+        last_login_time: Some(Timestamp::from(user.last_login_time)),
     }
 }
 

@@ -1,7 +1,6 @@
 #![doc = include_str!("../README.md")]
 
 pub mod config;
-mod database;
 pub mod error;
 mod grpc;
 mod http;
@@ -12,10 +11,10 @@ pub mod migration;
 pub mod session;
 pub mod user;
 
-use std::{io, time::Duration};
+use std::io;
 
 use proto::auth::v1::auth_service_server::{AuthServiceServer, SERVICE_NAME};
-use sea_orm::{DatabaseConnection, DbErr};
+use sea_orm::DbErr;
 use service_kit::{
     CatalogHandle, Clock, Problems, Settings,
     catalog::{self, Needs},
@@ -27,12 +26,9 @@ use service_kit::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, service::Routes};
-use tracing::warn;
 
 pub use self::{config::Config, error::Error, migration::migrate};
-use self::{
-    database::within_deadline, login::Logins, migration::Migrator, session::Sessions, user::Users,
-};
+use self::{login::Logins, migration::Migrator, session::Sessions, user::Users};
 
 /// The service's name.
 const NAME: &str = "auth-service";
@@ -41,8 +37,6 @@ const NEEDS: Needs = Needs {
     app_secrets: true,
     callbacks: false,
 };
-/// How often the database is asked whether its migrations were applied.
-const MIGRATIONS_POLL: Duration = Duration::from_secs(1);
 
 /// The service, listening but not yet serving.
 #[derive(Debug)]
@@ -138,7 +132,7 @@ impl App {
         });
         let ready = readiness.clone();
         workers.add("migrations", |stop| async move {
-            await_migrations(database, ready, &stop).await;
+            storage::await_migrations::<Migrator>(&database, &ready, &stop).await;
             stop.cancelled().await;
             Ok::<_, Error>(())
         });
@@ -175,41 +169,6 @@ impl App {
     /// When a part fails that must not.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), run::Error> {
         self.server.run(shutdown).await
-    }
-}
-
-/// Tells that the service is ready once no migration is pending: it may start before `migrate` ran, and before the
-/// database did.
-async fn await_migrations(
-    database: DatabaseConnection,
-    readiness: Readiness,
-    stop: &CancellationToken,
-) {
-    let mut told = false;
-    let mut poll = tokio::time::interval(MIGRATIONS_POLL);
-    while stop.run_until_cancelled(poll.tick()).await.is_some() {
-        let check = within_deadline(storage::pending::<Migrator>(&database));
-        match stop.run_until_cancelled(check).await {
-            None => return,
-            Some(Ok(0)) => {
-                readiness.set_ready();
-                return;
-            }
-            Some(result) if !told => {
-                told = true;
-                match result {
-                    Ok(pending) => warn!(
-                        pending,
-                        "not ready: migrations are pending, run `auth-service migrate`"
-                    ),
-                    Err(error) => warn!(
-                        error = &error as &dyn std::error::Error,
-                        "not ready: whether migrations are pending cannot be told"
-                    ),
-                }
-            }
-            Some(_) => {}
-        }
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A code works once at WeChat, but reaches us more often: a double tap, a retry after a lost answer, a gateway that
 //! repeats. So each login first [claims](claim) its code. The winner exchanges it and leaves its answer for a while;
-//! everybody else gives that same answer. What was exchanged is kept, sealed, until it has become a session, so that a
-//! store's outage in between costs a retry and not the user's code.
+//! everybody else gives that same answer. What was exchanged is kept, sealed, until it has become a session, so that the
+//! database's outage in between costs a retry and not the user's code; with Redis away as well the user signs in anew.
 
 mod claim;
 
@@ -17,7 +17,7 @@ use redis::aio::ConnectionManager;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use service_kit::{App, AppKind, Clock, Sealer};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span, debug, warn};
 use wechat::{ApiError, AppSecret, Class, ErrCode, SessionKey};
@@ -34,6 +34,9 @@ use crate::{
 const WAIT: Duration = Duration::from_secs(3);
 /// How often it looks, at first and at most.
 const LOOK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
+/// The stores take this long at most to make a session of an exchanged code: with WeChat's five seconds it is less than
+/// a claim is held.
+const SIGN_IN: Duration = Duration::from_secs(8);
 /// WeChat's interface; what failed in an answer that is given again.
 const ENDPOINT: &str = "/sns/jscode2session";
 
@@ -268,7 +271,8 @@ impl Logins {
                 }
             },
         };
-        match self.sign_in(attempt, &exchanged).await {
+        let signed_in = timeout(SIGN_IN, self.sign_in(attempt, &exchanged)).await;
+        match signed_in.unwrap_or(Err(Error::DatabaseTimeout(SIGN_IN))) {
             Ok(signed_in) => {
                 let answer = Answer::SignedIn {
                     token: signed_in.token.expose().to_owned(),

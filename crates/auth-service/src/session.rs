@@ -47,15 +47,12 @@ impl Token {
     /// Takes a token as a client shows it. Whether a session belongs to it is for [`Sessions`] to say.
     ///
     /// # Errors
-    /// When it is empty or too long to be one.
+    /// When it is empty; [`Error::SessionInvalid`] when it is too long to be one.
     pub fn parse(text: &str) -> Result<Self, Error> {
         match text.len() {
             0 => Err(Error::field("session_token", "is missing")),
             1..=Self::MAX => Ok(Self(SecretString::from(text))),
-            _ => {
-                let problem = format!("must be at most {} bytes", Self::MAX);
-                Err(Error::field("session_token", problem))
-            }
+            _ => Err(Error::SessionInvalid),
         }
     }
 
@@ -145,19 +142,27 @@ impl Sessions {
         Ok((token, now + IDLE))
     }
 
-    /// Whose session it is; it lives on. Answers when it ends unless it is used again.
+    /// Whose session it is, if it is with an app that `open_to` admits; it lives on. Answers when it ends unless it is
+    /// used again.
     ///
     /// One round trip to the store, and none to the database.
     ///
     /// # Errors
     /// [`Error::SessionInvalid`] when there is none or it is over; when the store does not answer.
-    pub async fn verify(&self, token: &Token) -> Result<(Session, SystemTime), Error> {
+    pub async fn verify(
+        &self,
+        token: &Token,
+        open_to: impl FnOnce(&AppId) -> bool,
+    ) -> Result<(Session, SystemTime), Error> {
         let now = self.clock.now();
         let used = self
             .store
             .touch(&token.digest(), millis(since_epoch(now)))
             .await;
-        let outcome = used.and_then(|used| used.ok_or(Error::SessionInvalid));
+        let outcome = used.and_then(|used| {
+            used.filter(|(session, _)| open_to(&session.app_id))
+                .ok_or(Error::SessionInvalid)
+        });
         metrics::verification(&outcome);
         let (session, left) = outcome?;
         Ok((session, now + left))
@@ -259,7 +264,7 @@ mod tests {
     }
 
     async fn is_valid(sessions: &Sessions, token: &Token) -> bool {
-        match sessions.verify(token).await {
+        match sessions.verify(token, |_| true).await {
             Ok(_) => true,
             Err(Error::SessionInvalid) => false,
             Err(error) => panic!("{error}"),
@@ -272,7 +277,7 @@ mod tests {
         let (token, expires) = sessions.open(&user(), "test").await.unwrap();
         assert_eq!(expires, UNIX_EPOCH + 1_007 * DAY);
         tokio::time::advance(6 * DAY).await;
-        let (session, expires) = sessions.verify(&token).await.unwrap();
+        let (session, expires) = sessions.verify(&token, |_| true).await.unwrap();
         assert_eq!(session.open_id.as_str(), "oABC");
         assert_eq!(expires, UNIX_EPOCH + 1_013 * DAY);
         tokio::time::advance(6 * DAY).await;
@@ -289,7 +294,7 @@ mod tests {
             tokio::time::advance(DAY).await;
             assert!(is_valid(&sessions, &token).await);
         }
-        let (_, expires) = sessions.verify(&token).await.unwrap();
+        let (_, expires) = sessions.verify(&token, |_| true).await.unwrap();
         assert_eq!(expires, UNIX_EPOCH + 1_030 * DAY);
         tokio::time::advance(DAY).await;
         assert!(!is_valid(&sessions, &token).await);

@@ -10,10 +10,11 @@ use sea_orm::{
     Set, sea_query::OnConflict,
 };
 use serde::{Deserialize, Serialize};
+use service_kit::storage::within_deadline;
 use uuid::Uuid;
 use wechat::{AppId, OpenId, UnionId};
 
-use crate::{database::within_deadline, error::Error};
+use crate::error::Error;
 
 /// MySQL may choose one of two logins of a user as a deadlock's victim: it is written again this often.
 const ATTEMPTS: u32 = 5;
@@ -168,7 +169,7 @@ impl Users {
                 .on_conflict(conflict.clone())
                 .exec_without_returning(&self.database);
             match within_deadline(upsert).await {
-                Err(Error::Database(error)) if is_deadlock(&error) && attempt < ATTEMPTS => {
+                Err(error) if is_deadlock(&error) && attempt < ATTEMPTS => {
                     attempt += 1;
                 }
                 result => {
@@ -207,7 +208,7 @@ impl Users {
     }
 }
 
-/// Whether MySQL rolled the statement back to let another one pass (1213, 1205): SQLSTATE 40001.
+/// Whether MySQL rolled the statement back to let another one pass (1213): SQLSTATE 40001.
 fn is_deadlock(error: &DbErr) -> bool {
     let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) =
         error

@@ -7,7 +7,7 @@ use axum::{
     Router,
     body::Bytes,
     extract::{DefaultBodyLimit, FromRequest, MatchedPath, Request, rejection::BytesRejection},
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -18,7 +18,7 @@ use tonic_types::StatusExt as _;
 use tracing::{Instrument as _, Span, debug, field::Empty, info_span, warn};
 use uuid::Uuid;
 
-use crate::trace;
+use crate::{Catalog, trace};
 
 /// The largest body that is read.
 pub const BODY_LIMIT: usize = 64 * 1024;
@@ -32,7 +32,7 @@ const SECONDS: &str = "wxhub_http_request_duration_seconds";
 /// Adds to `router` what every HTTP port has, unknown paths and methods included.
 pub fn harden(router: Router) -> Router {
     router
-        .fallback(|| async { Error::new(StatusCode::NOT_FOUND, "NOT_FOUND", "no such path here") })
+        .fallback(|| async { not_found() })
         .method_not_allowed_fallback(|| async {
             let message = "this path does not take this method";
             Error::new(
@@ -274,6 +274,30 @@ where
     }
 }
 
+/// What the `Authorization` header shows, with or without the scheme `Bearer`.
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?.trim();
+    let shown = match value.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
+        _ => value,
+    };
+    Some(shown).filter(|shown| !shown.is_empty())
+}
+
+/// The text of an app's verify file (`MP_verify_xxx.txt`): WeChat fetches it before it saves a domain.
+///
+/// # Errors
+/// 404 when no app has one of this name.
+pub fn verify_file(catalog: &Catalog, name: &str) -> Result<String, Error> {
+    let mut apps = catalog.apps().iter();
+    let text = apps.find_map(|app| app.verify_files.get(name));
+    text.cloned().ok_or_else(not_found)
+}
+
+fn not_found() -> Error {
+    Error::new(StatusCode::NOT_FOUND, "NOT_FOUND", "no such path here")
+}
+
 /// The request's body, up to [`BODY_LIMIT`].
 ///
 /// # Errors
@@ -370,6 +394,21 @@ mod tests {
         let (status, _, body) = ask(Method::POST, "/name", vec![b' '; BODY_LIMIT + 1]).await;
         assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
         assert_eq!(body["code"], "BODY_TOO_LARGE");
+    }
+
+    #[test]
+    fn a_bearer_is_read_with_and_without_its_scheme() {
+        let shown = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, value.parse().unwrap());
+            bearer(&headers).map(str::to_owned)
+        };
+        for value in ["abc", "Bearer abc", "bearer  abc ", " abc"] {
+            assert_eq!(shown(value).as_deref(), Some("abc"), "{value:?}");
+        }
+        for value in ["", "Bearer ", " "] {
+            assert_eq!(shown(value), None, "{value:?}");
+        }
     }
 
     #[tokio::test]

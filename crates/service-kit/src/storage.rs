@@ -6,11 +6,14 @@ use redis::{
     Client,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
-use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
+use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr};
 use sea_orm_migration::MigratorTrait;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::settings::DatabaseUrl;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{ops::Readiness, settings::DatabaseUrl};
 
 /// Redis answers a command within this, or counts as away; while a connection is made anew, twice as long again.
 pub const REDIS_TIMEOUT: Duration = Duration::from_millis(1_000);
@@ -31,6 +34,11 @@ pub fn redis(url: &SecretString) -> redis::RedisResult<ConnectionManager> {
         .set_max_delay(Duration::from_millis(500));
     ConnectionManager::new_lazy_with_config(client, config)
 }
+
+/// A query is answered within this, or the database counts as away.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often the database is asked whether its migrations were applied.
+const MIGRATIONS_POLL: Duration = Duration::from_secs(1);
 
 /// A pool of connections to MySQL, or one SQLite file (WAL, busy timeout). MySQL may be away when the service starts.
 ///
@@ -69,4 +77,45 @@ pub async fn migrate<M: MigratorTrait>(database: &DatabaseConnection) -> Result<
 /// When the database does not answer.
 pub async fn pending<M: MigratorTrait>(database: &DatabaseConnection) -> Result<usize, DbErr> {
     Ok(M::get_pending_migrations_read_only(database).await?.len())
+}
+
+/// Runs a query, or gives it up for lost: a connection that broke without a word answers never.
+///
+/// # Errors
+/// When the database refuses or does not answer in time.
+pub async fn within_deadline<T>(query: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
+    match tokio::time::timeout(QUERY_TIMEOUT, query).await {
+        Ok(result) => result,
+        Err(_) => {
+            let message = format!("no answer within {QUERY_TIMEOUT:?}");
+            Err(DbErr::Conn(RuntimeErr::Internal(message)))
+        }
+    }
+}
+
+/// Tells that a service is ready once no migration of `M` is pending, and returns then or when `stop` is cancelled. A
+/// service may start before `migrate` ran, and before the database did.
+pub async fn await_migrations<M: MigratorTrait>(
+    database: &DatabaseConnection,
+    readiness: &Readiness,
+    stop: &CancellationToken,
+) {
+    let mut told = String::new();
+    let mut poll = tokio::time::interval(MIGRATIONS_POLL);
+    while stop.run_until_cancelled(poll.tick()).await.is_some() {
+        let check = within_deadline(pending::<M>(database));
+        let why = match stop.run_until_cancelled(check).await {
+            None => return,
+            Some(Ok(0)) => {
+                info!("ready");
+                return readiness.set_ready();
+            }
+            Some(Ok(pending)) => format!("{pending} migrations are pending: run `migrate`"),
+            Some(Err(error)) => format!("whether migrations are pending cannot be told: {error}"),
+        };
+        if why != told {
+            warn!("not ready: {why}");
+            told = why;
+        }
+    }
 }

@@ -10,8 +10,8 @@ use tonic_types::StatusExt as _;
 
 use crate::world::{KEY, PATIENCE, Setup, World, error};
 
-/// "At once", on a busy machine.
-const AT_ONCE: Duration = Duration::from_secs(5);
+/// Only what hangs takes longer, on whatever machine.
+const HANG: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn wechat_away_is_503_with_retry_after() {
@@ -50,6 +50,7 @@ async fn with_redis_away_nothing_hangs_and_no_code_is_spent() {
     let token = world.login(&world.js_code(None)).await;
     let redis = world.redis.as_ref().unwrap();
     let mut dev = world.caller(KEY);
+    eventually("it is ready", PATIENCE, async || world.is_ready().await).await;
     for stop in [Redis::pause as fn(&Redis), |redis: &Redis| {
         redis.resume();
         redis.kill();
@@ -66,7 +67,7 @@ async fn with_redis_away_nothing_hangs_and_no_code_is_spent() {
         let status = dev.verify(&token).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
         assert!(status.get_error_details().retry_info().is_some());
-        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+        assert!(began.elapsed() < HANG, "{:?}", began.elapsed());
         assert_eq!(world.exchanges(), exchanges);
     }
     assert!(world.is_ready().await);
@@ -92,6 +93,7 @@ async fn with_the_database_away_sessions_verify_and_a_codes_exchange_is_kept() {
     .await;
     let token = world.login(&world.js_code(None)).await;
     let mut dev = world.caller(KEY);
+    eventually("it is ready", PATIENCE, async || world.is_ready().await).await;
 
     let code = world.js_code(None);
     for stop in [MariaDb::pause as fn(&MariaDb), |server: &MariaDb| {
@@ -103,7 +105,7 @@ async fn with_the_database_away_sessions_verify_and_a_codes_exchange_is_kept() {
         let answer = world.post_login(&code).await;
         let (status, body) = error(answer).await;
         assert_eq!((status, &body["code"]), (503, &json!("STORE_UNAVAILABLE")));
-        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+        assert!(began.elapsed() < HANG, "{:?}", began.elapsed());
         dev.verify(&token).await.unwrap();
     }
     assert!(world.is_ready().await);
