@@ -8,7 +8,7 @@ use wechat::{Class, MsgId};
 
 use crate::message::{
     Content, Message,
-    store::{Next, Outcome},
+    store::{LEASE, Next, Outcome},
 };
 
 /// After this many attempts a message is given up.
@@ -106,8 +106,12 @@ pub(super) fn after(
         }
     };
     if error.is_none_or(wechat::Error::is_ambiguous) {
-        let now = at(circumstances.now);
-        let since = *outcome.ambiguous_time.get_or_insert(now);
+        let sent = match (attempt, message.next_attempt_time) {
+            // Its lease began right before it went on the wire; it may have ended long ago.
+            (Attempt::Lost, Some(lease_end)) => lease_end - LEASE,
+            _ => at(circumstances.now),
+        };
+        let since = *outcome.ambiguous_time.get_or_insert(sent);
         let guarded = guarded(content, since, circumstances.now);
         if guarded || circumstances.on_ambiguous == OnAmbiguous::AtLeastOnce {
             outcome.next = retry(backoff(attempts, jitter));
@@ -413,6 +417,29 @@ mod tests {
             decide(within + 1, OnAmbiguous::AtLeastOnce),
             (Before::SendAgain, true, true)
         );
+    }
+
+    #[test]
+    fn a_lost_attempt_counts_from_when_it_was_sent() {
+        let sent = at(now()) - chrono::TimeDelta::minutes(15);
+        let mut message = message();
+        message.next_attempt_time = Some(sent + LEASE);
+        let decide = |on_ambiguous| {
+            let circumstances = circumstances(on_ambiguous);
+            let outcome = after(&message, &template(), 1, &Attempt::Lost, circumstances);
+            assert_eq!(outcome.ambiguous_time, Some(sent));
+            outcome
+        };
+        let outcome = decide(OnAmbiguous::AtMostOnce);
+        assert_eq!(outcome.next, Next::Failed);
+        assert!(
+            outcome.errmsg.starts_with("OUTCOME_UNKNOWN: "),
+            "{}",
+            outcome.errmsg
+        );
+        let outcome = decide(OnAmbiguous::AtLeastOnce);
+        assert!(matches!(outcome.next, Next::Queued { .. }));
+        assert!(outcome.possible_duplicate);
     }
 
     #[test]
