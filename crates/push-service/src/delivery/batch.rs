@@ -34,7 +34,7 @@ pub(super) struct Batch {
     pub(super) delivery: Arc<Delivery>,
     pub(super) app_id: AppId,
     pub(super) claim_id: String,
-    /// Elapsed time from which the lease counts.
+    /// Elapsed time from which the lease counts: the claim's, then that of SENDING.
     pub(super) since: Duration,
 }
 
@@ -56,7 +56,7 @@ enum Tried {
 
 impl Batch {
     /// `slots` are one for each message.
-    pub(super) async fn run(self, messages: Vec<Message>, mut slots: OwnedSemaphorePermit) {
+    pub(super) async fn run(mut self, messages: Vec<Message>, mut slots: OwnedSemaphorePermit) {
         let mut ready = Vec::with_capacity(messages.len());
         for mut message in messages {
             let Some(slot) = slots.split(1) else {
@@ -115,15 +115,15 @@ impl Batch {
         .await;
     }
 
-    async fn send_all(&self, mut ready: Vec<Ready>, token: Arc<CachedToken>) {
-        if ready.is_empty() || !self.holds() {
-            // What is held no longer falls due by itself.
+    async fn send_all(&mut self, mut ready: Vec<Ready>, token: Arc<CachedToken>) {
+        if ready.is_empty() {
             return;
         }
         let ids: Vec<_> = ready
             .iter()
             .map(|ready| ready.message.message_id.clone())
             .collect();
+        self.since = self.delivery.clock.elapsed();
         let marked = match self.delivery.store.mark_sending(&self.claim_id, &ids).await {
             Ok(marked) => marked,
             Err(error) => {
@@ -132,10 +132,11 @@ impl Batch {
             }
         };
         ready.retain(|ready| marked.contains(&ready.message.message_id));
+        let this = &*self;
         join_all(ready.into_iter().map(|ready| {
             let span = info_span!("send", message.id = ready.message.message_id);
             resume_trace(&span, &ready.message);
-            self.send(ready, Arc::clone(&token)).instrument(span)
+            this.send(ready, Arc::clone(&token)).instrument(span)
         }))
         .await;
     }
@@ -208,6 +209,9 @@ impl Batch {
     /// Sends once; once more with another token when WeChat refuses the first. Counts in `attempts` what goes on the
     /// wire.
     async fn attempt(&self, outbound: &Outbound, token: &CachedToken, attempts: &mut u32) -> Tried {
+        if !self.holds() {
+            return Tried::NotSent("the lease ended before it went on the wire".to_owned());
+        }
         *attempts += 1;
         let refused = match self.call(outbound, token).await {
             Err(error) if error.class() == Class::Token => error,

@@ -200,7 +200,8 @@ impl Store {
         Expr::col(Column::NextAttemptTime).lte(self.database.now())
     }
 
-    /// Writes down that these messages are about to go on the wire; returns those that the claim still held.
+    /// Writes down that these messages are about to go on the wire, and leases them anew: from here on nobody sends
+    /// them for us. Returns those that the claim still held.
     pub(crate) async fn mark_sending(
         &self,
         claim_id: &str,
@@ -209,6 +210,7 @@ impl Store {
         let marked = Entity::update_many()
             .col_expr(Column::State, Expr::value(State::Sending.to_value()))
             .col_expr(Column::Attempts, Expr::col(Column::Attempts).add(1))
+            .col_expr(Column::NextAttemptTime, self.database.after(LEASE))
             .filter(Column::MessageId.is_in(message_ids))
             .filter(Column::ClaimId.eq(claim_id))
             .filter(Column::State.eq(State::Queued))
@@ -279,5 +281,72 @@ impl Store {
             .limit(LOST)
             .all(&self.database.connection)
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{SystemTime, UNIX_EPOCH};
+
+    use service_kit::{Clock, settings::DatabaseUrl, storage};
+
+    use super::*;
+    use crate::{database, migration::Migrator};
+
+    /// The one that all times here count from.
+    fn start() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_795_276_740)
+    }
+
+    fn queued(clock: &Clock) -> Model {
+        Model {
+            message_id: Uuid::now_v7().to_string(),
+            app_id: "wx0000000000000002".to_owned(),
+            open_id: String::new(),
+            caller: String::new(),
+            request_id: None,
+            content: String::new(),
+            form_id: None,
+            state: State::Queued,
+            attempts: 0,
+            possible_duplicate: false,
+            errcode: 0,
+            errmsg: String::new(),
+            wechat_msg_id: None,
+            create_time: database::moment(clock),
+            sent_time: None,
+            ambiguous_time: None,
+            next_attempt_time: None,
+            claim_id: None,
+            trace_parent: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn sending_begins_with_a_whole_lease() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("push.sqlite");
+        let url = DatabaseUrl::new(format!("sqlite://{}", file.display()));
+        let connection = storage::database(&url).await.unwrap();
+        storage::migrate::<Migrator>(&connection).await.unwrap();
+        let at = |wall| Store {
+            database: Database {
+                connection: connection.clone(),
+                clock: Clock::tokio(wall),
+            },
+        };
+        let early = at(start());
+        let message = queued(&early.database.clock);
+        early.insert(&message).await.unwrap();
+        let claim = early.claim(1).await.unwrap();
+
+        let marked_at = start() + LEASE;
+        let ids = [message.message_id];
+        let late = at(marked_at);
+        assert_eq!(late.mark_sending(&claim.id, &ids).await.unwrap(), ids);
+        let sending = late.find(&ids[0]).await.unwrap().unwrap();
+        let lease_end = sending.next_attempt_time.map(SystemTime::from);
+        assert!(lease_end >= Some(marked_at + LEASE), "{lease_end:?}");
+        assert!(late.lost().await.unwrap().is_empty());
     }
 }
