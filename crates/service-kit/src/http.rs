@@ -281,7 +281,7 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
         _ => value,
     };
-    Some(shown).filter(|shown| !shown.is_empty())
+    Some(shown).filter(|shown| !shown.is_empty() && !shown.eq_ignore_ascii_case("bearer"))
 }
 
 /// The text of an app's verify file (`MP_verify_xxx.txt`): WeChat fetches it before it saves a domain.
