@@ -10,7 +10,11 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
-use super::{Credential, Failure, Key, OVERLAP, Policy, ledger::Ledger, store::Record};
+use super::{
+    Credential, Failure, Key, OVERLAP, Policy,
+    ledger::Ledger,
+    store::{History, Record},
+};
 use crate::error::Error;
 
 /// A caller waits no longer for a refresh; token-client itself waits 5 s.
@@ -53,6 +57,12 @@ impl Held {
         }
     }
 
+    /// Until when the one before may be taken for good. It dies five minutes after this one was asked for, which was up to 30 s
+    /// before its floor.
+    fn predecessor_until(&self) -> SystemTime {
+        self.credential.times.floor + OVERLAP
+    }
+
     /// Whether it may be served: it is expired when either clock says so.
     pub(crate) fn is_valid(&self, clock: &Clock) -> bool {
         clock.now() < self.credential.times.expire && clock.elapsed() < self.expires
@@ -65,6 +75,8 @@ pub(crate) struct State {
     pub(crate) held: Option<Arc<Held>>,
     pub(crate) failure: Option<Arc<Failure>>,
     pub(crate) ledger: Ledger,
+    /// Versions and digests of the last texts, newest last.
+    history: Arc<History>,
     /// The last wish that was attended to.
     attended: u64,
     /// Why it was not fulfilled, if it was not.
@@ -142,6 +154,20 @@ impl Slot {
             .as_ref()
             .filter(|held| held.is_valid(&self.clock))
             .map(Arc::clone)
+    }
+
+    /// Whether the text with this digest works now: the current one does, and the one before as long as WeChat takes both.
+    pub(crate) fn honours(&self, digest: &str) -> bool {
+        let state = self.state.borrow();
+        let held = state.held.as_ref();
+        let Some(held) = held.filter(|held| held.is_valid(&self.clock)) else {
+            return false;
+        };
+        let current = held.credential.version;
+        let of = |entry: Option<&(u64, String)>| entry.is_some_and(|(_, known)| known == digest);
+        let mut known = state.history.iter().rev();
+        of(known.find(|(version, _)| *version == current))
+            || (self.clock.now() < held.predecessor_until() && of(known.next()))
     }
 
     /// Hands a wish to the refresher and waits until `fulfilled` finds what it is for, or until the refresher says no.
@@ -222,7 +248,7 @@ impl Slot {
             verify,
             failure,
             ledger,
-            ..
+            history,
         } = record;
         let mut rotated = false;
         self.state.send_if_modified(|state| {
@@ -238,6 +264,10 @@ impl Slot {
             rotated = newer.is_some();
             let failure_changed = failure.as_ref() != state.failure.as_deref();
             let modified = rotated || failure_changed || state.ledger != ledger;
+            let newest = |history: &History| history.last().map(|(version, _)| *version);
+            if newest(&history) > newest(&state.history) {
+                state.history = Arc::new(history);
+            }
             if let Some(credential) = newer {
                 state.held = Some(Arc::new(Held::new(credential, verify, &self.clock)));
             }
@@ -254,10 +284,15 @@ impl Slot {
 
     /// Holds a value that could not be stored.
     pub(crate) fn hold(&self, credential: Credential) {
-        let ledger = self.state.borrow().ledger;
+        let State {
+            ledger, history, ..
+        } = self.state();
+        let mut history = Arc::unwrap_or_clone(history);
+        history.push((credential.version, credential.digest()));
         self.absorb(Record {
             credential: Some(credential),
             ledger,
+            history,
             ..Record::default()
         });
     }

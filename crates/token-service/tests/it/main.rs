@@ -2,6 +2,7 @@
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 mod catalog;
+mod door;
 mod rpc;
 mod simulated;
 mod single_flight;
