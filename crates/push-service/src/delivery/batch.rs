@@ -5,7 +5,6 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use token_client::CachedToken;
 use tokio::sync::OwnedSemaphorePermit;
-use tonic::Code;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 use wechat::{AppId, Class, ErrCode, MsgId, OpenId};
 
@@ -21,10 +20,6 @@ use crate::{
     metrics,
 };
 
-/// How long messages wait whose app has no token, but may have one soon.
-const NO_TOKEN: Duration = Duration::from_secs(2);
-/// How long messages wait whose app gets no token until somebody mends its settings.
-const MISCONFIGURED: Duration = Duration::from_secs(60);
 /// An outcome that cannot be written for this long is left to the lease: the attempt then counts as ambiguous.
 const WRITE_BACK: Duration = Duration::from_secs(120);
 const WRITE_BACK_PAUSE: Duration = Duration::from_millis(200);
@@ -47,11 +42,13 @@ struct Ready {
     outbound: Outbound,
 }
 
-/// What came of trying to send.
-enum Tried {
-    Attempt(Attempt),
-    /// Nothing went on the wire, for this reason.
-    NotSent(String),
+/// What came of calling WeChat.
+struct Tried {
+    result: Result<Option<MsgId>, wechat::Error>,
+    /// Those made before, and what went on the wire now.
+    attempts: u32,
+    /// No other token is to be had before.
+    wait: Duration,
 }
 
 impl Batch {
@@ -100,15 +97,8 @@ impl Batch {
 
     async fn release_all(&self, ready: &[Ready], error: &token_client::Error) {
         warn!("messages wait for a token: {error}");
-        let delay = match error.code() {
-            Code::NotFound
-            | Code::FailedPrecondition
-            | Code::PermissionDenied
-            | Code::Unauthenticated => MISCONFIGURED,
-            _ => NO_TOKEN,
-        };
         join_all(ready.iter().map(|Ready { message, .. }| {
-            let delay = delay.mul_f64(0.5 + rand::random::<f64>());
+            let delay = policy::without_token(error, rand::random());
             let outcome = policy::release(message, message.attempts, error.to_string(), delay);
             async move { self.write_back(message, &outcome).await }
         }))
@@ -159,18 +149,22 @@ impl Batch {
             content,
             outbound,
         } = ready;
-        let mut attempts = message.attempts;
-        let tried = self.attempt(&outbound, &token, &mut attempts).await;
+        if !self.holds() {
+            let why = "the lease ended before it went on the wire".to_owned();
+            let outcome = policy::release(&message, message.attempts, why, Duration::ZERO);
+            return self.write_back(&message, &outcome).await;
+        }
+        let Tried {
+            result,
+            attempts,
+            wait,
+        } = self.attempt(&outbound, &token, message.attempts).await;
         let circumstances = self.delivery.circumstances(&message.app_id);
-        let outcome = match &tried {
-            Tried::Attempt(attempt) => {
-                policy::after(&message, &content, attempts, attempt, circumstances)
-            }
-            Tried::NotSent(why) => {
-                let delay = policy::backoff(attempts, circumstances.jitter);
-                policy::release(&message, attempts, why.clone(), delay)
-            }
-        };
+        let attempt = Attempt::Made(result);
+        let mut outcome = policy::after(&message, &content, attempts, &attempt, circumstances);
+        if let Next::Queued { delay } = &mut outcome.next {
+            *delay = wait.max(*delay);
+        }
         let kind = content.kind();
         let took = self.delivery.clock.elapsed().saturating_sub(started);
         match &outcome.next {
@@ -206,18 +200,18 @@ impl Batch {
         drop(slot);
     }
 
-    /// Sends once; once more with another token when WeChat refuses the first. Counts in `attempts` what goes on the
-    /// wire.
-    async fn attempt(&self, outbound: &Outbound, token: &CachedToken, attempts: &mut u32) -> Tried {
-        if !self.holds() {
-            return Tried::NotSent("the lease ended before it went on the wire".to_owned());
-        }
-        *attempts += 1;
-        let refused = match self.call(outbound, token).await {
-            Err(error) if error.class() == Class::Token => error,
-            result => return Tried::Attempt(Attempt::Made(result)),
+    /// Sends once; once more with another token when WeChat refuses the first. Without another one the refusal stands.
+    async fn attempt(&self, outbound: &Outbound, token: &CachedToken, before: u32) -> Tried {
+        let mut tried = Tried {
+            result: self.call(outbound, token).await,
+            attempts: before + 1,
+            wait: Duration::ZERO,
         };
-        let errcode = refused.errcode().unwrap_or(ErrCode::INVALID_CREDENTIAL);
+        let errcode = match &tried.result {
+            Err(error) if error.class() == Class::Token => error.errcode(),
+            _ => return tried,
+        };
+        let errcode = errcode.unwrap_or(ErrCode::INVALID_CREDENTIAL);
         let report = self
             .delivery
             .tokens
@@ -225,19 +219,18 @@ impl Batch {
         // Later than this a new token is of no use within the lease.
         let in_time = self.left().saturating_sub(UPSTREAM_DEADLINE);
         match tokio::time::timeout(in_time, report).await {
-            Ok(Ok(fresh)) if fresh.version == token.version => {
-                Tried::Attempt(Attempt::Made(Err(refused)))
+            Ok(Ok(fresh)) if fresh.version != token.version && self.holds() => {
+                tried.attempts += 1;
+                tried.result = self.call(outbound, &fresh).await;
             }
-            Ok(Ok(fresh)) if self.holds() => {
-                *attempts += 1;
-                Tried::Attempt(Attempt::Made(self.call(outbound, &fresh).await))
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                warn!("a refused token could not be reported: {error}");
+                tried.wait = policy::without_token(&error, rand::random());
             }
-            // WeChat refused the only attempt, so nobody was told anything.
-            Ok(Ok(_)) | Err(_) => {
-                Tried::NotSent("a new token came too late for this attempt".to_owned())
-            }
-            Ok(Err(error)) => Tried::NotSent(error.to_string()),
+            Err(_) => warn!("a new token came too late for this attempt"),
         }
+        tried
     }
 
     async fn call(

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, Utc};
 use service_kit::{catalog::OnAmbiguous, status};
+use tonic::Code;
 use wechat::{Class, MsgId};
 
 use crate::message::{
@@ -23,6 +24,12 @@ const DAY_SPREAD: Duration = Duration::from_secs(5 * 60);
 /// WeChat tells repeats of a template by client_msg_id for ten minutes; the last one leaves room for its own attempt
 /// and for clocks that differ.
 const GUARDED: Duration = Duration::from_secs(9 * 60);
+/// How long messages wait whose app has no token, but may have one soon.
+const NO_TOKEN: Duration = Duration::from_secs(1);
+/// How long messages wait whose app gets no token until somebody mends its settings.
+const MISCONFIGURED: Duration = Duration::from_secs(60);
+/// The longest wait that token-service can ask for.
+const ASKED: Duration = Duration::from_secs(5 * 60);
 /// Begins the errmsg of a message whose outcome nobody knows.
 const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
 
@@ -163,6 +170,21 @@ pub(super) fn release(message: &Message, attempts: u32, why: String, delay: Dura
     }
 }
 
+/// How long a message waits whose app has no token: as long as token-service asks for, at least.
+pub(super) fn without_token(error: &token_client::Error, jitter: f64) -> Duration {
+    let by_code = match error.code() {
+        Code::NotFound
+        | Code::FailedPrecondition
+        | Code::PermissionDenied
+        | Code::Unauthenticated => MISCONFIGURED,
+        _ => NO_TOKEN,
+    };
+    let delay = error
+        .retry_after()
+        .map_or(by_code, |asked| asked.clamp(NO_TOKEN, ASKED));
+    delay.mul_f64(1.0 + jitter / 2.0)
+}
+
 /// Full jitter: between one second and a limit that doubles with each attempt.
 pub(super) fn backoff(attempts: u32, jitter: f64) -> Duration {
     let limit = SHORTEST
@@ -213,6 +235,7 @@ pub(super) fn broken(message: &Message, why: String) -> Outcome {
 mod tests {
     use std::time::UNIX_EPOCH;
 
+    use tonic::Status;
     use wechat::{ApiError, ErrCode};
 
     use super::*;
@@ -352,6 +375,21 @@ mod tests {
         assert_eq!(backoff(5, 1.0), Duration::from_secs(32));
         assert_eq!(backoff(10, 1.0), Duration::from_secs(900));
         assert_eq!(backoff(u32::MAX, 0.0), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn token_service_says_how_long_to_wait() {
+        let asked = |delay_s| {
+            let error = status::error(Code::Unavailable, "WECHAT_FAILED", "no token")
+                .retry_after(Duration::from_secs(delay_s))
+                .build();
+            without_token(&error.into(), 0.5)
+        };
+        assert_eq!(asked(40), Duration::from_secs(50));
+        assert_eq!(asked(24 * 3600), ASKED.mul_f64(1.25));
+        let silent = |code| without_token(&Status::new(code, "no token").into(), 0.0);
+        assert_eq!(silent(Code::Unavailable), NO_TOKEN);
+        assert_eq!(silent(Code::NotFound), MISCONFIGURED);
     }
 
     #[test]

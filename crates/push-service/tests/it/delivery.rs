@@ -262,6 +262,30 @@ async fn without_a_token_a_message_waits_and_no_attempt_is_counted() {
 }
 
 #[tokio::test]
+async fn a_refused_token_that_cannot_be_reported_is_an_attempt() {
+    let mut world = World::start(Backend::Embedded).await;
+    let app = world.app().await;
+    let open_id = world.user(NEWS);
+    let first = app.send(template(&open_id)).await.unwrap();
+    app.until_state(&first.message_id, MessageState::Sent).await;
+
+    world.tokens.set_away(true);
+    world.sandbox.invalidate(NEWS).unwrap();
+    let second = app.send(template(&open_id)).await.unwrap();
+    let waiting = app
+        .until(&second.message_id, |message| message.errcode == 40001)
+        .await;
+    assert!(waiting.attempts >= 1, "{waiting:?}");
+    world.tokens.set_away(false);
+    let sent = app
+        .until_state(&second.message_id, MessageState::Sent)
+        .await;
+    assert_eq!((sent.errcode, sent.possible_duplicate), (0, false));
+    assert_eq!(world.inbox(&open_id).len(), 2);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_message_of_another_app_is_not_found() {
     let mut world = World::start(Backend::Embedded).await;
     let app = world.app().await;
