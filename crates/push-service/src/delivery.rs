@@ -55,7 +55,7 @@ pub(crate) struct Delivery {
 }
 
 impl Delivery {
-    /// Delivers until the token is cancelled, then ends what is on the wire.
+    /// Delivers until the token is cancelled, then ends what is on the wire and puts back what is not.
     pub(crate) async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
         // Before the migrations are applied there is no table to look at.
         let mut phase = self.readiness.watch();
@@ -91,7 +91,7 @@ impl Delivery {
                 if polled && settled {
                     this.recover().await?;
                 }
-                this.take_up(&slots, &mut batches).await
+                this.take_up(&slots, &mut batches, &stop).await
             };
             match taken_up.await {
                 Ok(more) => {
@@ -115,6 +115,7 @@ impl Delivery {
         self: &Arc<Self>,
         slots: &Arc<Semaphore>,
         batches: &mut JoinSet<()>,
+        stop: &CancellationToken,
     ) -> Result<bool, DbErr> {
         let free = slots.available_permits();
         if free == 0 {
@@ -143,6 +144,7 @@ impl Delivery {
                 delivery: Arc::clone(self),
                 app_id,
                 claim_id: claim.id.clone(),
+                stop: stop.clone(),
                 since: claim.since,
             };
             batches.spawn(batch.run(messages, slots).instrument(span));

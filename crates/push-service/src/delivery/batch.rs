@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use token_client::CachedToken;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 use wechat::{AppId, Class, ErrCode, MsgId, OpenId};
 
@@ -29,6 +30,8 @@ pub(super) struct Batch {
     pub(super) delivery: Arc<Delivery>,
     pub(super) app_id: AppId,
     pub(super) claim_id: String,
+    /// Once cancelled, nothing more goes on the wire.
+    pub(super) stop: CancellationToken,
     /// Elapsed time from which the lease counts: the claim's, then that of SENDING.
     pub(super) since: Duration,
 }
@@ -69,9 +72,17 @@ impl Batch {
                 Err(outcome) => self.write_back(&message, &outcome).await,
             }
         }
-        match self.delivery.tokens.access_token(&self.app_id).await {
-            Ok(token) => self.send_all(ready, token).await,
-            Err(error) => self.release_all(&ready, &error).await,
+        let tokens = self.delivery.tokens.clone();
+        let token = tokens.access_token(&self.app_id);
+        match self.stop.clone().run_until_cancelled(token).await {
+            Some(Ok(token)) => self.send_all(ready, token).await,
+            Some(Err(error)) => {
+                warn!("messages wait for a token: {error}");
+                let delay = || policy::without_token(&error, rand::random());
+                self.release(&ready, Some(&error.to_string()), delay).await;
+            }
+            // Another worker may send them at once.
+            None => self.release(&ready, None, || Duration::ZERO).await,
         }
     }
 
@@ -95,11 +106,11 @@ impl Batch {
         Ok((content, outbound))
     }
 
-    async fn release_all(&self, ready: &[Ready], error: &token_client::Error) {
-        warn!("messages wait for a token: {error}");
+    /// Puts back what did not go on the wire.
+    async fn release(&self, ready: &[Ready], why: Option<&str>, delay: impl Fn() -> Duration) {
         join_all(ready.iter().map(|Ready { message, .. }| {
-            let delay = policy::without_token(error, rand::random());
-            let outcome = policy::release(message, message.attempts, error.to_string(), delay);
+            let why = why.unwrap_or(&message.errmsg).to_owned();
+            let outcome = policy::release(message, why, delay());
             async move { self.write_back(message, &outcome).await }
         }))
         .await;
@@ -118,7 +129,11 @@ impl Batch {
             Ok(marked) => marked,
             Err(error) => {
                 warn!("messages wait, for SENDING could not be written: {error}");
-                return;
+                // It may be written all the same: left alone they would count as lost on the wire.
+                let delay = || policy::backoff(0, rand::random());
+                return self
+                    .release(&ready, Some("the database did not answer"), delay)
+                    .await;
             }
         };
         ready.retain(|ready| marked.contains(&ready.message.message_id));
@@ -151,7 +166,7 @@ impl Batch {
         } = ready;
         if !self.holds() {
             let why = "the lease ended before it went on the wire".to_owned();
-            let outcome = policy::release(&message, message.attempts, why, Duration::ZERO);
+            let outcome = policy::release(&message, why, Duration::ZERO);
             return self.write_back(&message, &outcome).await;
         }
         let Tried {

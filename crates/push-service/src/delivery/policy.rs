@@ -159,10 +159,10 @@ pub(super) fn unknown(message: &Message) -> Outcome {
 }
 
 /// Puts a message back that did not go on the wire: that was no attempt.
-pub(super) fn release(message: &Message, attempts: u32, why: String, delay: Duration) -> Outcome {
+pub(super) fn release(message: &Message, why: String, delay: Duration) -> Outcome {
     Outcome {
         next: Next::Queued { delay },
-        attempts,
+        attempts: message.attempts,
         errcode: message.errcode,
         errmsg: why,
         possible_duplicate: message.possible_duplicate,

@@ -110,6 +110,30 @@ async fn shutdown_ends_what_is_on_the_wire() {
 }
 
 #[tokio::test]
+async fn shutdown_puts_back_what_is_not_on_the_wire() {
+    let mut world = World::start(Backend::Embedded).await;
+    world.tokens.silence();
+    let app = world.app().await;
+    let accepted = app.send(template(&world.user(NEWS))).await.unwrap();
+    let due = accepted.next_attempt_time.unwrap();
+    app.until(&accepted.message_id, |message| {
+        // Claimed.
+        message.next_attempt_time.unwrap().seconds > due.seconds + 5
+    })
+    .await;
+    app.stop().await;
+    let rows = world
+        .query("SELECT state, attempts, errmsg, claim_id FROM message")
+        .await;
+    let [row] = &rows[..] else {
+        panic!("{} rows", rows.len());
+    };
+    assert_eq!(row.try_get::<u32>("", "attempts").unwrap(), 0);
+    assert_eq!(row.try_get::<String>("", "errmsg").unwrap(), "");
+    assert_eq!(row.try_get::<Option<String>>("", "claim_id").unwrap(), None);
+}
+
+#[tokio::test]
 async fn an_idle_worker_hears_the_doorbell_at_once() {
     let mut world = World::start(Backend::Embedded).await;
     let app = world.app().await;

@@ -26,6 +26,7 @@ struct Inner {
     held: Mutex<HashMap<String, token::AccessToken>>,
     reports: AtomicU64,
     away: AtomicBool,
+    silent: AtomicBool,
 }
 
 impl Tokens {
@@ -36,6 +37,7 @@ impl Tokens {
             held: Mutex::default(),
             reports: AtomicU64::new(0),
             away: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
         }))
     }
 
@@ -49,11 +51,19 @@ impl Tokens {
         self.0.away.store(away, Ordering::SeqCst);
     }
 
+    /// Lets no call end.
+    pub(crate) fn silence(&self) {
+        self.0.silent.store(true, Ordering::SeqCst);
+    }
+
     async fn current(
         &self,
         app_id: &str,
         dead: Option<u64>,
     ) -> Result<Option<token::AccessToken>, Status> {
+        if self.0.silent.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         if self.0.away.load(Ordering::SeqCst) {
             return Err(Status::unavailable("away"));
         }

@@ -11,10 +11,12 @@ use proto::{
     token::v1::token_service_server::TokenServiceServer,
 };
 use push_service::{App, Config};
+use sea_orm::{ConnectionTrait as _, Statement};
 use service_kit::{
     client::Peer,
     run::Listeners,
     settings::{DatabaseUrl, Listen},
+    storage,
 };
 use tempfile::TempDir;
 use test_support::{MariaDb, Redis, Sandbox, eventually, listener};
@@ -237,6 +239,13 @@ impl World {
     /// What the user reads, newest last.
     pub(crate) fn inbox(&self, open_id: &str) -> Vec<sandbox::Message> {
         self.sandbox.inbox(None, Some(open_id))
+    }
+
+    /// Asks the database itself.
+    pub(crate) async fn query(&self, sql: &str) -> Vec<sea_orm::QueryResult> {
+        let database = storage::database(&self.config.database).await.unwrap();
+        let statement = Statement::from_string(database.get_database_backend(), sql);
+        database.query_all_raw(statement).await.unwrap()
     }
 
     /// The file that the catalog is read from.
