@@ -344,6 +344,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
+    use crate::credential::digest;
 
     fn held(policy: Policy, verify: Option<SystemTime>) -> Held {
         let credential = Credential {
@@ -353,6 +354,49 @@ mod tests {
             times: policy.plan(UNIX_EPOCH, Duration::from_secs(7200), 0.5),
         };
         Held::new(credential, verify, &Clock::System)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_text_is_honoured_while_wechat_takes_it_and_no_longer() {
+        let clock = Clock::tokio(UNIX_EPOCH);
+        let key = Key::access_token(&"wx0000000000000001".parse().unwrap());
+        let slot = Slot::new(key, clock.clone(), watch::Sender::default());
+        let store = |secrets: &[&str]| {
+            let credentials = (1..).zip(secrets).map(|(version, secret)| Credential {
+                secret: (*secret).into(),
+                version,
+                policy: Policy::Classic,
+                times: Policy::Classic.plan(clock.now(), Duration::from_secs(7200), 0.5),
+            });
+            let history = credentials.clone();
+            slot.absorb(Record {
+                credential: credentials.last(),
+                history: history.map(|one| (one.version, one.digest())).collect(),
+                ..Record::default()
+            });
+        };
+        let honoured = |secret: &str| slot.honours(&digest(&secret.into()));
+        assert!(!honoured("first"));
+        store(&["first"]);
+        assert!(honoured("first") && !honoured("second"));
+        store(&["first", "second"]);
+        assert!(honoured("first") && honoured("second"));
+        tokio::time::advance(Duration::from_secs(269)).await;
+        assert!(honoured("first"));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!honoured("first") && honoured("second"));
+        // Two at once leave no overlap to the first of all; what is held but not stored counts.
+        store(&["first", "second", "third"]);
+        assert!(!honoured("first") && honoured("second") && honoured("third"));
+        slot.hold(Credential {
+            secret: "fourth".into(),
+            version: 4,
+            policy: Policy::Classic,
+            times: Policy::Classic.plan(clock.now(), Duration::from_secs(7200), 0.5),
+        });
+        assert!(!honoured("second") && honoured("third") && honoured("fourth"));
+        tokio::time::advance(Duration::from_secs(7200)).await;
+        assert!(!honoured("fourth"), "expired");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{borrow::Cow, time::Duration};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tracing::debug;
-use wechat::ErrCode;
+use wechat::{Class, ErrCode};
 
 use crate::error::Error;
 
@@ -83,13 +83,14 @@ impl Refusal {
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         match &error {
-            // In WeChat's own words, which say that it is wxhub's settings that are wrong, or its quota that is spent.
             Error::Failed { failure, .. } => match failure.cause.refusal() {
-                Some(refusal) => Self {
+                // In WeChat's own words: it is wxhub's settings that are wrong, or its quota that is spent.
+                Some(refusal) if refusal.class() != Class::Token => Self {
                     errcode: refusal.errcode,
                     errmsg: error.to_string().into(),
                 },
-                None => Self::busy(&error, Duration::ZERO),
+                // A ticket's token was refused. Told so, an SDK would fetch it again without end.
+                Some(_) | None => Self::busy(&error, Duration::ZERO),
             },
             Error::TooSoon { retry_after, .. } | Error::ForceSpent { retry_after, .. } => {
                 Self::busy(&error, *retry_after)

@@ -280,6 +280,23 @@ async fn a_ticket_is_for_whoever_shows_the_apps_token() {
 }
 
 #[tokio::test]
+async fn r7_a_ticket_whose_token_wechat_refuses_sends_no_sdk_into_a_loop() {
+    let world = World::embedded().await;
+    let token = Ask::token(NEWS, KEY).to(&world).await;
+    let token = token["access_token"].as_str().unwrap();
+    let fault = Fault {
+        errcode: Some(40001),
+        times: 10,
+        ..Fault::at(TICKET)
+    };
+    world.wechat.add_fault(fault).unwrap();
+    for _ in 0..3 {
+        assert_eq!(Ask::ticket(token, "jsapi").errcode(&world).await, -1);
+    }
+    assert_eq!(world.upstream(NEWS), 1);
+}
+
+#[tokio::test]
 async fn what_wechat_refuses_is_told_in_its_words_and_what_passes_is_minus_one() {
     let world = World::embedded().await;
     for errcode in [45009, 40164] {
