@@ -1,6 +1,12 @@
 //! Time as an input: the wall clock, and elapsed time that goes on while the machine is suspended.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 /// Tells the time. Timers use `tokio::time`; whatever compares or stores a moment asks this.
 #[derive(Debug, Clone)]
@@ -13,6 +19,8 @@ pub enum Clock {
         wall: SystemTime,
         /// Where elapsed time counts from.
         start: tokio::time::Instant,
+        /// Milliseconds that the machine was suspended; timers did not see them.
+        suspended: Arc<AtomicU64>,
     },
 }
 
@@ -22,6 +30,15 @@ impl Clock {
         Self::Tokio {
             wall,
             start: tokio::time::Instant::now(),
+            suspended: Arc::default(),
+        }
+    }
+
+    /// For tests: the machine of this clock and its clones wakes up after `pause`, of which its timers know nothing. The
+    /// system's clock takes no orders.
+    pub fn suspend(&self, pause: Duration) {
+        if let Self::Tokio { suspended, .. } = self {
+            suspended.fetch_add(millis(pause), Ordering::Relaxed);
         }
     }
 
@@ -33,7 +50,7 @@ impl Clock {
                 reason = "the one place that reads the wall clock"
             )]
             Self::System => SystemTime::now(),
-            Self::Tokio { wall, start } => *wall + start.elapsed(),
+            Self::Tokio { wall, .. } => *wall + self.elapsed(),
         }
     }
 
@@ -52,7 +69,9 @@ impl Clock {
     pub fn elapsed(&self) -> Duration {
         match self {
             Self::System => boottime(),
-            Self::Tokio { start, .. } => start.elapsed(),
+            Self::Tokio {
+                start, suspended, ..
+            } => start.elapsed() + Duration::from_millis(suspended.load(Ordering::Relaxed)),
         }
     }
 }
@@ -95,6 +114,16 @@ mod tests {
         assert_eq!(clock.unix_millis(), 102_500);
         assert_eq!(clock.unix_seconds(), 102);
         assert_eq!(clock.elapsed(), Duration::from_millis(2_500));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspend_moves_both_times_but_no_timer() {
+        let clock = Clock::tokio(UNIX_EPOCH);
+        let timer = tokio::time::Instant::now();
+        clock.clone().suspend(Duration::from_secs(60));
+        assert_eq!(clock.unix_seconds(), 60);
+        assert_eq!(clock.elapsed(), Duration::from_secs(60));
+        assert_eq!(timer.elapsed(), Duration::ZERO);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
 };
 
 use secrecy::{ExposeSecret as _, SecretString};
+use service_kit::clock::since_epoch;
 use sha2::{Digest as _, Sha256};
 use wechat::{AppId, TicketType};
 
@@ -161,6 +162,11 @@ pub struct Credential {
 }
 
 impl Credential {
+    /// How long ago it was stored first: versions are Unix milliseconds, unless that would set them back.
+    pub(crate) fn age(&self, now: SystemTime) -> Duration {
+        since_epoch(now).saturating_sub(Duration::from_millis(self.version))
+    }
+
     /// What tells this text from another without telling it.
     pub(crate) fn digest(&self) -> String {
         digest(&self.secret)

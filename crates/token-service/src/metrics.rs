@@ -2,9 +2,7 @@
 
 use std::time::SystemTime;
 
-use service_kit::clock::since_epoch;
-
-use crate::credential::{Key, Kind};
+use crate::credential::{Key, Kind, slot::State};
 
 /// Reads by credential and by where the answer came from: `memory`, or `waited` for a refresh.
 const READS: &str = "wxhub_token_reads_total";
@@ -14,8 +12,16 @@ const REFRESHES: &str = "wxhub_token_refreshes_total";
 const REPORTS: &str = "wxhub_token_reports_total";
 /// Alarms: a share of a day's budget is used up, by app, credential, quota and percent.
 const QUOTA_ALARMS: &str = "wxhub_token_quota_alarms_total";
-/// When the current value expires, in Unix seconds, by app and credential.
-const EXPIRY: &str = "wxhub_token_expire_timestamp_seconds";
+/// How long ago the current value was stored first, by app and credential.
+const AGE: &str = "wxhub_token_age_seconds";
+/// How long the current value lives on, by app and credential; 0 when it is expired.
+const EXPIRES_IN: &str = "wxhub_token_expires_in_seconds";
+/// Calls to WeChat on this Beijing day, of all replicas, by app and credential.
+const CALLS_TODAY: &str = "wxhub_token_upstream_calls_today";
+/// Those of them that were forced.
+const FORCED_TODAY: &str = "wxhub_token_forced_refreshes_today";
+/// Tokens that died before their time on this Beijing day: somebody else refreshes the app (R14).
+const FOREIGN_TODAY: &str = "wxhub_token_foreign_refreshes_today";
 
 /// Names the metrics.
 pub(crate) fn describe() {
@@ -27,9 +33,23 @@ pub(crate) fn describe() {
         "Shares of a day's budget of calls to WeChat that were reached"
     );
     metrics::describe_gauge!(
-        EXPIRY,
+        AGE,
         metrics::Unit::Seconds,
-        "When the current value expires"
+        "How long ago the current value was stored"
+    );
+    metrics::describe_gauge!(
+        EXPIRES_IN,
+        metrics::Unit::Seconds,
+        "How long the current value lives on"
+    );
+    metrics::describe_gauge!(CALLS_TODAY, "Calls to WeChat on this day in Beijing");
+    metrics::describe_gauge!(
+        FORCED_TODAY,
+        "Forced refreshes of stable tokens on this day in Beijing"
+    );
+    metrics::describe_gauge!(
+        FOREIGN_TODAY,
+        "Tokens that died before their time on this day in Beijing: somebody else refreshes the app"
     );
 }
 
@@ -92,7 +112,16 @@ pub(crate) fn reported(key: &Key, outcome: Report) {
     metrics::counter!(REPORTS, "app" => key.app.to_string(), "outcome" => outcome).increment(1);
 }
 
-pub(crate) fn expires(app: &str, kind: Kind, expire: SystemTime) {
-    metrics::gauge!(EXPIRY, "app" => app.to_owned(), "credential" => kind.as_str())
-        .set(since_epoch(expire).as_secs_f64());
+/// How a credential is at `now`.
+pub(crate) fn state(app: &str, kind: Kind, state: &State, now: SystemTime) {
+    let gauge = |name: &'static str| metrics::gauge!(name, "app" => app.to_owned(), "credential" => kind.as_str());
+    if let Some(held) = &state.held {
+        let left = held.credential.times.expire.duration_since(now);
+        gauge(AGE).set(held.credential.age(now).as_secs_f64());
+        gauge(EXPIRES_IN).set(left.unwrap_or_default().as_secs_f64());
+    }
+    let ledger = state.ledger.on(now);
+    gauge(CALLS_TODAY).set(ledger.calls);
+    gauge(FORCED_TODAY).set(ledger.forced);
+    gauge(FOREIGN_TODAY).set(ledger.rejected);
 }

@@ -4,6 +4,7 @@
 //! given up because its callers left.
 
 mod attempt;
+mod jump;
 
 use std::{
     convert::Infallible,
@@ -18,7 +19,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info_span, warn};
 
-use self::attempt::{Attempt, Goal};
+use self::{
+    attempt::{Attempt, Goal},
+    jump::Moment,
+};
 use crate::{
     broker::{Broker, Fresh},
     credential::{
@@ -33,6 +37,9 @@ use crate::{
 const NAP: Duration = Duration::from_secs(10);
 /// After a refresh that could not even begin, the next waits this long, give or take half.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// After a jump of a clock the refreshes that are due all at once are spread over this long.
+const SPREAD: Duration = Duration::from_secs(10);
 
 /// Runs the refresher of every slot until `stop` is cancelled.
 ///
@@ -51,7 +58,7 @@ pub async fn run(
         tokio::select! {
             () = stop.cancelled() => break,
             Some(slot) = fresh.0.recv() => {
-                refreshers.spawn(Refresher { broker: broker.clone(), slot, force_spent: None }.run(stop.clone()));
+                refreshers.spawn(Refresher::new(broker.clone(), slot).run(stop.clone()));
             }
             Some(ended) = refreshers.join_next() => propagate(ended),
         }
@@ -84,6 +91,10 @@ struct Refresher {
     slot: Arc<Slot>,
     /// No forced refresh is left.
     force_spent: Option<ForceSpent>,
+    /// Where the clocks stood when it woke last.
+    seen: Moment,
+    /// A clock jumped: what memory holds may be long replaced.
+    stale: bool,
 }
 
 /// When reports cost a call again, and when one may be forced.
@@ -93,6 +104,16 @@ struct ForceSpent {
 }
 
 impl Refresher {
+    fn new(broker: Broker, slot: Arc<Slot>) -> Self {
+        Self {
+            seen: Moment::of(broker.clock()),
+            broker,
+            slot,
+            force_spent: None,
+            stale: false,
+        }
+    }
+
     async fn run(mut self, stop: CancellationToken) {
         let mut changes = self.slot.changes();
         let mut catalog = self.broker.catalog().changes();
@@ -108,6 +129,11 @@ impl Refresher {
                 Ok(()) = changes.changed() => continue,
                 Ok(()) = catalog.changed() => continue,
             };
+            if self.jumped() && wish.is_none() {
+                let spread = SPREAD.mul_f64(self.broker.random().fraction());
+                pause = Some(self.broker.clock().now() + spread);
+                continue;
+            }
             if wish.is_none() && due.is_none_or(|due| self.broker.clock().now() < due) {
                 continue;
             }
@@ -128,6 +154,23 @@ impl Refresher {
             if let Some(number) = number {
                 self.slot.conclude(number, result);
             }
+        }
+    }
+
+    /// Whether a clock jumped since this was asked last (R16).
+    fn jumped(&mut self) -> bool {
+        let now = Moment::of(self.broker.clock());
+        let jumped = std::mem::replace(&mut self.seen, now).is_far_from(&now);
+        self.stale |= jumped;
+        jumped
+    }
+
+    /// Looks at what other replicas stored while this one did not know the time.
+    async fn catch_up(&mut self) {
+        // A store that is away is found out again by the refresh itself.
+        if let Ok(record) = self.broker.store().load(&self.slot.key).await {
+            self.slot.absorb(record.unwrap_or_default());
+            self.stale = false;
         }
     }
 
@@ -156,6 +199,13 @@ impl Refresher {
 
     /// Does what is wished, or, without a wish, what is due.
     async fn attend(&mut self, wish: Option<Wish>) -> Result<(), Error> {
+        if self.stale {
+            self.catch_up().await;
+            let due = self.due(&self.slot.state(), None);
+            if wish.is_none() && due.is_none_or(|due| self.broker.clock().now() < due) {
+                return Ok(());
+            }
+        }
         let state = self.slot.state();
         let version = state.version();
         let goal = match &wish {

@@ -15,6 +15,7 @@ use crate::{
         ledger::Ledger,
         store::{self, Event, Record},
     },
+    metrics,
 };
 
 /// How often everything is looked at, in case events are lost.
@@ -48,7 +49,10 @@ pub async fn run(
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                _ = poll.tick() => sync.look_at(broker.keys()).await,
+                _ = poll.tick() => {
+                    sync.look_at(broker.keys()).await;
+                    measure(&broker);
+                }
                 Some(event) = events.recv() => match event {
                     Event::Changed(key) => sync.look_at(vec![key]).await,
                     Event::Missed => sync.look_at(broker.keys()).await,
@@ -59,6 +63,19 @@ pub async fn run(
     };
     tokio::join!(follow, keep);
     Ok(())
+}
+
+/// Tells the metrics how every credential is.
+fn measure(broker: &Broker) {
+    let catalog = broker.catalog().current();
+    let now = broker.clock().now();
+    for key in broker.keys() {
+        if let Some(slot) = broker.existing(&key)
+            && let Some(app) = catalog.app(key.app.as_str())
+        {
+            metrics::state(&app.name, key.kind, &slot.state(), now);
+        }
+    }
 }
 
 struct Sync<'a> {

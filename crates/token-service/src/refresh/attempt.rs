@@ -394,7 +394,6 @@ impl<'a> Attempt<'a> {
         metrics::refreshed(&app.name, kind, outcome);
         match written {
             Ok(Written::Stored(version)) => {
-                metrics::expires(&app.name, kind, fresh.times.expire);
                 info!(
                     app.id = %app.app_id,
                     app.name = app.name,

@@ -3,6 +3,7 @@
 
 mod catalog;
 mod door;
+mod outage;
 mod rpc;
 mod simulated;
 mod single_flight;

@@ -378,11 +378,7 @@ async fn the_internal_http_port_answers_not_found_and_metrics_tell_of_reads() {
     assert!(answer.starts_with("HTTP/1.0 404"), "{answer}");
     assert!(answer.contains("\"code\":\"NOT_FOUND\""), "{answer}");
     let metrics = get(addrs.ops, "/metrics").await;
-    for name in [
-        "wxhub_token_reads_total",
-        "wxhub_token_refreshes_total",
-        "wxhub_token_expire_timestamp_seconds",
-    ] {
+    for name in ["wxhub_token_reads_total", "wxhub_token_refreshes_total"] {
         assert!(metrics.contains(name), "{name}");
     }
     world.shut_down().await;

@@ -13,12 +13,15 @@ use secrecy::ExposeSecret as _;
 use service_kit::{Catalog, CatalogHandle, Clock, catalog::Needs, ops::Readiness};
 use token_service::{
     Broker, Error,
-    credential::{Key, Kind, slot::Held, store::Store},
+    credential::{Key, Kind, ledger::Ledger, slot::Held, store::Store},
     random::Random,
     refresh, report, sync,
     upstream::Upstream,
 };
-use tokio::{task::JoinSet, time::advance};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, advance},
+};
 use tokio_util::sync::CancellationToken;
 use wechat::{AccessToken, ApiError, AppId, AppSecret, ErrCode, Issued, Ticket, TicketType};
 
@@ -41,8 +44,12 @@ struct Fake {
     refuse_tickets: u32,
     down: bool,
     hangs: bool,
-    /// Calls while it was down or hung.
+    /// Says that the day's quota is used up.
+    quota_gone: bool,
+    /// Calls while it was down or hung, or refused them for their number.
     failed_calls: u32,
+    /// When it was called.
+    called: Vec<Instant>,
 }
 
 const LIFE: Duration = Duration::from_secs(7_200);
@@ -53,10 +60,11 @@ impl FakeWeChat {
     }
 
     async fn pass(&self, endpoint: &'static str) -> Result<(), wechat::Error> {
-        let (down, hangs) = {
+        let (down, hangs, quota_gone) = {
             let mut fake = self.lock();
-            fake.failed_calls += u32::from(fake.down || fake.hangs);
-            (fake.down, fake.hangs)
+            fake.called.push(Instant::now());
+            fake.failed_calls += u32::from(fake.down || fake.hangs || fake.quota_gone);
+            (fake.down, fake.hangs, fake.quota_gone)
         };
         if hangs {
             std::future::pending::<()>().await;
@@ -65,8 +73,20 @@ impl FakeWeChat {
         if down {
             return Err(wechat::Error::Timeout { endpoint });
         }
+        if quota_gone {
+            return Err(refused(endpoint, ErrCode::DAILY_QUOTA));
+        }
         Ok(())
     }
+}
+
+fn refused(endpoint: &'static str, errcode: ErrCode) -> wechat::Error {
+    wechat::Error::Api(ApiError {
+        endpoint,
+        errcode,
+        errmsg: "refused".to_owned(),
+        rid: None,
+    })
 }
 
 fn issued<T>(value: T) -> Issued<T> {
@@ -118,12 +138,8 @@ impl Upstream for FakeWeChat {
             fake.ticket_calls += 1;
             if fake.refuse_tickets > 0 {
                 fake.refuse_tickets -= 1;
-                return Err(wechat::Error::Api(ApiError {
-                    endpoint: "/cgi-bin/ticket/getticket",
-                    errcode: ErrCode::INVALID_CREDENTIAL,
-                    errmsg: "invalid credential".to_owned(),
-                    rid: None,
-                }));
+                let endpoint = "/cgi-bin/ticket/getticket";
+                return Err(refused(endpoint, ErrCode::INVALID_CREDENTIAL));
             }
             fake.tickets += 1;
             Ok(issued(Ticket::new(format!("ticket {}", fake.tickets))))
@@ -135,6 +151,8 @@ impl Upstream for FakeWeChat {
 struct Simulation {
     wechat: FakeWeChat,
     clock: Clock,
+    store: Store,
+    catalog: String,
     replicas: Vec<Broker>,
     stop: CancellationToken,
     running: JoinSet<()>,
@@ -142,39 +160,43 @@ struct Simulation {
 
 impl Simulation {
     fn start(replicas: u64) -> Self {
+        Self::with_catalog(replicas, CATALOG.to_owned())
+    }
+
+    fn with_catalog(replicas: u64, catalog: String) -> Self {
         let mut simulation = Self {
             wechat: FakeWeChat::default(),
             clock: Clock::tokio(UNIX_EPOCH + Duration::from_secs(1_800_000_000)),
+            store: Store::in_memory(),
+            catalog,
             replicas: Vec::new(),
             stop: CancellationToken::new(),
             running: JoinSet::new(),
         };
-        let store = Store::in_memory();
+        for seed in 0..replicas {
+            simulation.add_replica(seed);
+        }
+        simulation
+    }
+
+    fn add_replica(&mut self, seed: u64) {
         let needs = Needs {
             app_secrets: true,
             callbacks: false,
         };
-        for seed in 0..replicas {
-            let catalog = Catalog::parse(CATALOG, needs, |_| None).unwrap();
-            let (broker, fresh) = Broker::new(
-                CatalogHandle::fixed(catalog),
-                store.clone(),
-                Arc::new(simulation.wechat.clone()),
-                simulation.clock.clone(),
-                Random::seeded(seed),
-            );
-            let stop = simulation.stop.clone();
-            let (refreshing, syncing) = (broker.clone(), broker.clone());
-            simulation
-                .running
-                .spawn(refresh::run(refreshing, fresh, stop.clone()).map(|_| ()));
-            let ready = Readiness::default();
-            simulation
-                .running
-                .spawn(sync::run(syncing, ready, stop).map(|_| ()));
-            simulation.replicas.push(broker);
-        }
-        simulation
+        let catalog = Catalog::parse(&self.catalog, needs, |_| None).unwrap();
+        let (broker, fresh) = Broker::new(
+            CatalogHandle::fixed(catalog),
+            self.store.clone(),
+            Arc::new(self.wechat.clone()),
+            self.clock.clone(),
+            Random::seeded(seed),
+        );
+        let refreshing = refresh::run(broker.clone(), fresh, self.stop.clone());
+        self.running.spawn(refreshing.map(|_| ()));
+        let syncing = sync::run(broker.clone(), Readiness::default(), self.stop.clone());
+        self.running.spawn(syncing.map(|_| ()));
+        self.replicas.push(broker);
     }
 
     async fn get(&self, replica: usize, key: &Key) -> Result<Arc<Held>, Error> {
@@ -388,7 +410,7 @@ async fn r16_many_values_that_expired_during_a_suspend_cost_one_call_each() {
     for key in &keys {
         simulation.get(0, key).await.unwrap();
     }
-    advance(Duration::from_secs(3 * 3600)).await;
+    simulation.clock.suspend(Duration::from_secs(3 * 3600));
     let reads = (0..200).map(|n| simulation.get(n % 2, &keys[n % 3 % 2]));
     for held in join_all(reads).await {
         assert!(held.unwrap().credential.times.expire > simulation.now());
@@ -396,4 +418,107 @@ async fn r16_many_values_that_expired_during_a_suspend_cost_one_call_each() {
     let fake = simulation.wechat.lock();
     assert_eq!(fake.classic.len(), 2);
     assert!(fake.stable_calls <= 3, "{}", fake.stable_calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r16_after_a_suspend_the_refreshes_that_are_due_at_once_are_spread() {
+    const APPS: usize = 40;
+    let apps = (0..APPS).map(|n| {
+        format!(
+            "[[apps]]\napp_id = \"wx{n:016}\"\nname = \"app-{n}\"\nkind = \"official_account\"\nsecret = \"s\"\n\
+             token_mode = \"classic\"\n"
+        )
+    });
+    let simulation = Simulation::with_catalog(2, apps.collect());
+    for n in 0..APPS {
+        let key = token_of(&format!("wx{n:016}"));
+        simulation.get(0, &key).await.unwrap();
+    }
+    // Everybody's refresh is due.
+    simulation.clock.suspend(Duration::from_secs(6_900));
+    let resumed = Instant::now();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let fake = simulation.wechat.lock();
+    assert_eq!(fake.called.len(), 2 * APPS, "one call each");
+    let after: Vec<_> = fake.called[APPS..]
+        .iter()
+        .map(|called| called.duration_since(resumed).as_secs())
+        .collect();
+    let most = (0..20).map(|second| after.iter().filter(|at| **at == second).count());
+    assert!(most.max().unwrap() <= APPS / 3, "{after:?}");
+    assert!(*after.iter().max().unwrap() <= 20, "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r08_after_wechat_said_that_the_quota_is_gone_nobody_calls_before_midnight() {
+    let mut simulation = Simulation::start(2);
+    let key = token_of(NEWS);
+    simulation.wechat.lock().quota_gone = true;
+    let refused = simulation.get(0, &key).await.unwrap_err();
+    assert!(matches!(refused, Error::Failed { .. }), "{refused}");
+    simulation.wechat.lock().quota_gone = false;
+    // Neither an operator, nor another replica, nor one that starts, nor time before midnight, which is in eight hours.
+    let midnight = simulation.now() + Duration::from_secs(8 * 3600);
+    simulation.add_replica(2);
+    while simulation.now() + Duration::from_secs(600) < midnight {
+        for broker in &simulation.replicas {
+            let left = midnight.duration_since(simulation.now()).unwrap();
+            match report::refresh(broker, &key, true).await {
+                Err(Error::QuotaSpent { retry_after, .. }) => {
+                    assert!(retry_after <= left && retry_after + Duration::from_secs(1) > left);
+                }
+                other => unreachable!("{other:?}"),
+            }
+            broker.get(&key).await.unwrap_err();
+        }
+        tokio::time::sleep(Duration::from_secs(600)).await;
+    }
+    assert_eq!(simulation.wechat.lock().called.len(), 1);
+    tokio::time::sleep(Duration::from_secs(700)).await;
+    simulation.get(1, &key).await.unwrap();
+    assert_eq!(simulation.wechat.lock().called.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r08_the_last_tenth_of_a_day_is_for_refreshes_that_somebody_asked_for() {
+    let simulation = Simulation::start(1);
+    let key = token_of(NEWS);
+    let page = Ledger {
+        calls: 1_799,
+        ..Ledger::default().on(simulation.now())
+    };
+    simulation.store.enter(&key, page).await.unwrap();
+    let first = simulation.get(0, &key).await.unwrap();
+    // Its time comes, and is not its time.
+    tokio::time::sleep(LIFE - Duration::from_secs(10)).await;
+    assert_eq!(text(&simulation.get(0, &key).await.unwrap()), text(&first));
+    let second = simulation
+        .report(&key, first.credential.version)
+        .await
+        .unwrap();
+    assert_ne!(text(&second), text(&first));
+    let record = simulation.store.load(&key).await.unwrap().unwrap();
+    assert_eq!(record.ledger.calls, 1_801);
+    // A new day.
+    tokio::time::sleep(Duration::from_secs(8 * 3600)).await;
+    simulation.get(0, &key).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn r14_tokens_that_die_again_and_again_before_their_time_are_counted() {
+    let simulation = Simulation::start(2);
+    for app in [NEWS, SHOP] {
+        let key = token_of(app);
+        for _ in 0..3 {
+            let held = simulation.get(0, &key).await.unwrap();
+            advance(Duration::from_secs(31)).await;
+            // Somebody else refreshed the app.
+            let version = held.credential.version;
+            simulation.report(&key, version).await.unwrap();
+            // Who hears of it late says nothing new.
+            simulation.report(&key, version).await.unwrap();
+        }
+        let record = simulation.store.load(&key).await.unwrap().unwrap();
+        assert_eq!(record.ledger.rejected, 3);
+    }
 }
