@@ -15,13 +15,11 @@ use wechat::{AccessToken, AppId, Class, Client, ErrCode};
 
 use crate::{
     broker::Broker,
-    credential::{Key, slot::Held},
+    credential::{Key, slot::Held, store::PROBES_APART},
     error::Error,
     report,
 };
 
-/// Between two probes of one app.
-const APART: Duration = Duration::from_secs(30);
 /// Who gets a version twice within this may have found it dead.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -88,8 +86,13 @@ impl Prober {
         let probe = Arc::clone(lock(&self.probes).entry(key.app.clone()).or_default());
         let mut last = probe.lock().await;
         let at = self.broker.clock().elapsed();
-        if let Some(probe) = last.as_ref().filter(|probe| at < probe.at + APART) {
+        if let Some(probe) = last.as_ref().filter(|probe| at < probe.at + PROBES_APART) {
             return probe.refused.filter(|_| probe.version == version);
+        }
+        // Another replica may have asked a moment ago. While the store is away, each limits itself.
+        let now = self.broker.clock().now();
+        if let Ok(false) = self.broker.store().probe(key, now).await {
+            return None;
         }
         // Noted before it is sent: it counts also when who asked hangs up.
         let probe = last.insert(Probe {

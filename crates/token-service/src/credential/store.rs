@@ -28,6 +28,8 @@ pub const LEASE: Duration = Duration::from_secs(5);
 const VERIFY_AFTER: Duration = Duration::from_secs(60);
 /// The same after a late writer was refused.
 const SUPERSEDED_AFTER: Duration = Duration::from_secs(30);
+/// Between two probes of one credential.
+pub const PROBES_APART: Duration = Duration::from_secs(30);
 /// Digests that are kept.
 const HISTORY: usize = 16;
 
@@ -274,6 +276,17 @@ impl Store {
                 Ok(())
             }
             Self::Redis(store) => store.release(key, lease).await,
+        }
+    }
+
+    /// Takes the right to ask WeChat whether the value still works: one replica has it, once in [`PROBES_APART`].
+    ///
+    /// # Errors
+    /// [`Error::Redis`].
+    pub async fn probe(&self, key: &Key, now: SystemTime) -> Result<bool, Error> {
+        match self {
+            Self::Memory(store) => Ok(store.probe(key, now)),
+            Self::Redis(store) => store.probe(key).await,
         }
     }
 

@@ -349,6 +349,18 @@ async fn who_asks_again_has_the_token_probed_once_in_a_while() {
 }
 
 #[tokio::test]
+async fn replicas_probe_no_more_often_than_one() {
+    let world = World::on_redis(3).await;
+    for replica in &world.replicas {
+        for _ in 0..3 {
+            let (head, _) = Ask::token(NEWS, KEY).raw(replica.addrs.http).await;
+            assert!(head.starts_with("http/1.1 200 "), "{head}");
+        }
+    }
+    assert_eq!((probes(&world), world.upstream(NEWS)), (1, 1));
+}
+
+#[tokio::test]
 async fn a_probe_that_wechat_does_not_answer_condemns_no_token() {
     let world = World::embedded().await;
     let first = Ask::token(NEWS, KEY).to(&world).await;

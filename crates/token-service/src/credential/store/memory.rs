@@ -11,8 +11,8 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Begin, Claim, Claimant, Event, Fresh, HISTORY, LEASE, Lease, Record, SUPERSEDED_AFTER, Spend,
-    Written, verify_at,
+    Begin, Claim, Claimant, Event, Fresh, HISTORY, LEASE, Lease, PROBES_APART, Record,
+    SUPERSEDED_AFTER, Spend, Written, verify_at,
 };
 use crate::credential::{
     Credential, Failure, Key, Policy, digest,
@@ -40,6 +40,7 @@ struct Entry {
     /// The fence of a call that began and did not end.
     begun: Option<u64>,
     forced_at: Option<SystemTime>,
+    probed_at: Option<SystemTime>,
 }
 
 impl Default for MemoryStore {
@@ -146,6 +147,16 @@ impl MemoryStore {
         {
             entry.lease = None;
         }
+    }
+
+    pub(super) fn probe(&self, key: &Key, now: SystemTime) -> bool {
+        let mut entries = self.entries();
+        let last = &mut entries.entry(key.clone()).or_default().probed_at;
+        let granted = last.is_none_or(|last| now >= last + PROBES_APART);
+        if granted {
+            *last = Some(now);
+        }
+        granted
     }
 
     pub(super) fn restore(&self, key: &Key, held: &Credential) {

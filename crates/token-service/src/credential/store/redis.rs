@@ -1,8 +1,9 @@
-//! Credentials in Redis: two keys of one hash tag for each, and scripts that touch no others.
+//! Credentials in Redis: keys of one hash tag for each, and scripts that touch no others.
 //!
 //! `wxhub:token:v1:{<app_id>}:<kind>` is a hash, what [`Record`] says and what the scripts need to know; it lives for two days
 //! from the last step of a refresh, longer than any credential and than the day its counters count.
 //! `wxhub:token:v1:{<app_id>}:<kind>:lease` holds the fence of who may refresh it, for as long as the lease.
+//! `wxhub:token:v1:{<app_id>}:<kind>:probe` exists for as long as no other probe is allowed.
 //! The channel `wxhub:token:v1:changed` tells `<app_id>:<kind>` of each change.
 
 use std::{
@@ -22,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    Begin, Claim, Claimant, Error, Event, Fresh, HISTORY, LEASE, Lease, Record, SUPERSEDED_AFTER,
-    Spend, Written, verify_at,
+    Begin, Claim, Claimant, Error, Event, Fresh, HISTORY, LEASE, Lease, PROBES_APART, Record,
+    SUPERSEDED_AFTER, Spend, Written, verify_at,
 };
 use crate::credential::{
     Credential, Failure, Key, Kind, Policy, Times, digest,
@@ -370,6 +371,19 @@ impl RedisStore {
         Ok(self.invoke(&call).await?)
     }
 
+    pub(super) async fn probe(&self, key: &Key) -> Result<bool, Error> {
+        let mut connection = self.connection.clone();
+        let granted: Option<String> = redis::cmd("SET")
+            .arg(probe_key(key))
+            .arg(1)
+            .arg("NX")
+            .arg("PX")
+            .arg(millis(PROBES_APART))
+            .query_async(&mut connection)
+            .await?;
+        Ok(granted.is_some())
+    }
+
     pub(super) async fn restore(&self, key: &Key, held: &Credential) -> Result<(), Error> {
         let mut call = self.scripts.restore.key(record_key(key));
         call.key(lease_key(key))
@@ -523,6 +537,10 @@ fn record_key(Key { app, kind }: &Key) -> String {
 
 fn lease_key(key: &Key) -> String {
     format!("{}:lease", record_key(key))
+}
+
+fn probe_key(key: &Key) -> String {
+    format!("{}:probe", record_key(key))
 }
 
 /// What a sealed text is bound to.

@@ -170,6 +170,25 @@ async fn r1_nothing_is_claimed_when_the_stored_version_is_newer() {
 }
 
 #[tokio::test]
+async fn one_probe_is_granted_to_all_replicas_together() {
+    for suite in Suite::both().await {
+        let probe = async || suite.store.probe(&key(), now()).await.unwrap();
+        assert!(probe().await);
+        assert!(!probe().await);
+        let other = Key {
+            kind: Kind::JsapiTicket,
+            ..key()
+        };
+        assert!(suite.store.probe(&other, now()).await.unwrap());
+    }
+    let memory = Store::in_memory();
+    for (seconds, granted) in [(0, true), (29, false), (30, true), (59, false)] {
+        let probe = memory.probe(&key(), later(seconds)).await.unwrap();
+        assert_eq!(probe, granted, "{seconds}");
+    }
+}
+
+#[tokio::test]
 async fn r2_one_holder_at_a_time() {
     for suite in Suite::both().await {
         let lease = suite.lease(0).await;
