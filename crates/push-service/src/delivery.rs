@@ -93,12 +93,13 @@ impl Delivery {
                 }
                 this.take_up(&slots, &mut batches, &stop).await
             };
-            match taken_up.await {
-                Ok(more) => {
+            match stop.run_until_cancelled(taken_up).await {
+                None => break,
+                Some(Ok(more)) => {
                     backlog = more;
                     answers_since.get_or_insert(now);
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     answers_since = None;
                     warn!("messages wait, for the database does not answer: {error}");
                 }

@@ -11,6 +11,7 @@ use sea_orm::{
     QueryOrder as _, QuerySelect as _,
     sea_query::{Expr, OnConflict},
 };
+use service_kit::storage::within_deadline;
 use wechat::{AppId, OpenId};
 
 use self::entity::{ActiveModel, Column, Entity};
@@ -38,27 +39,30 @@ impl Store {
         open_id: &OpenId,
         form_id: &str,
     ) -> Result<(), DbErr> {
-        let connection = &self.database.connection;
-        let form = ActiveModel {
-            app_id: Set(app_id.to_string()),
-            form_id: Set(form_id.to_owned()),
-            open_id: Set(open_id.to_string()),
-            expire_time: Set(database::moment(&self.database.clock) + LIFE),
+        let query = async {
+            let connection = &self.database.connection;
+            let form = ActiveModel {
+                app_id: Set(app_id.to_string()),
+                form_id: Set(form_id.to_owned()),
+                open_id: Set(open_id.to_string()),
+                expire_time: Set(database::moment(&self.database.clock) + LIFE),
+            };
+            let known = OnConflict::columns([Column::AppId, Column::FormId])
+                .do_nothing_on([Column::AppId, Column::FormId])
+                .to_owned();
+            Entity::insert(form)
+                .on_conflict(known)
+                .exec_without_returning(connection)
+                .await?;
+            Entity::delete_many()
+                .filter(Column::AppId.eq(app_id.as_str()))
+                .filter(Column::OpenId.eq(open_id.as_str()))
+                .filter(Expr::col(Column::ExpireTime).lte(self.database.now()))
+                .exec(connection)
+                .await?;
+            Ok(())
         };
-        let known = OnConflict::columns([Column::AppId, Column::FormId])
-            .do_nothing_on([Column::AppId, Column::FormId])
-            .to_owned();
-        Entity::insert(form)
-            .on_conflict(known)
-            .exec_without_returning(connection)
-            .await?;
-        Entity::delete_many()
-            .filter(Column::AppId.eq(app_id.as_str()))
-            .filter(Column::OpenId.eq(open_id.as_str()))
-            .filter(Expr::col(Column::ExpireTime).lte(self.database.now()))
-            .exec(connection)
-            .await?;
-        Ok(())
+        within_deadline(query).await
     }
 
     /// The user's form_id that expires soonest, still in the pool.

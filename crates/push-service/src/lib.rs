@@ -14,13 +14,13 @@ mod metrics;
 mod migration;
 mod rule;
 
-use std::{convert::Infallible, time::Duration};
+use std::convert::Infallible;
 
 use proto::{
     auth::v1::auth_service_client::AuthServiceClient,
     push::v1::push_service_server::PushServiceServer,
 };
-use sea_orm::{DatabaseConnection, DbErr};
+use sea_orm::DbErr;
 use service_kit::{
     CatalogHandle, Clock, Problems, Settings,
     catalog::{self, Needs},
@@ -33,7 +33,6 @@ use service_kit::{
 use token_client::TokenClient;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
-use tracing::{info, warn};
 use wechat::{Client, ClientOptions};
 
 use self::{
@@ -49,9 +48,6 @@ pub use self::{
     config::{Config, PORTS},
     migration::Migrator,
 };
-
-/// How often pending migrations are looked for.
-const MIGRATIONS: Duration = Duration::from_secs(1);
 
 /// Why push-service could not be assembled.
 #[derive(Debug, thiserror::Error)]
@@ -142,7 +138,12 @@ impl App {
         });
         workers.add("migrations", {
             let readiness = readiness.clone();
-            |stop| await_migrations(database.connection, readiness, stop)
+            |stop| async move {
+                storage::await_migrations::<Migrator>(&database.connection, &readiness, &stop)
+                    .await;
+                stop.cancelled().await;
+                Ok::<_, Infallible>(())
+            }
         });
         workers.add("tokens", |stop| tokens.watch(stop));
         workers.add("doorbell", |stop| doorbell.run(stop));
@@ -192,37 +193,6 @@ impl App {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), run::Error> {
         self.server.run(shutdown).await
     }
-}
-
-/// Makes the service ready once no migration is pending.
-async fn await_migrations(
-    database: DatabaseConnection,
-    readiness: Readiness,
-    stop: CancellationToken,
-) -> Result<(), Infallible> {
-    let mut told = None;
-    loop {
-        match storage::pending::<Migrator>(&database).await {
-            Ok(0) => break,
-            Ok(pending) if told != Some(pending) => {
-                warn!(pending, "not ready: run `push-service migrate`");
-                told = Some(pending);
-            }
-            Ok(_) => {}
-            Err(error) => warn!("not ready: the database does not answer: {error}"),
-        }
-        if stop
-            .run_until_cancelled(tokio::time::sleep(MIGRATIONS))
-            .await
-            .is_none()
-        {
-            return Ok(());
-        }
-    }
-    readiness.set_ready();
-    info!("ready");
-    stop.cancelled().await;
-    Ok(())
 }
 
 /// Brings the database's tables up to date.

@@ -9,6 +9,7 @@ use sea_orm::{
     TransactionTrait as _,
     sea_query::{Expr, Query},
 };
+use service_kit::storage::within_deadline;
 use uuid::Uuid;
 use wechat::AppId;
 
@@ -137,9 +138,8 @@ impl Store {
 
     /// The message with this id.
     pub(crate) async fn find(&self, message_id: &str) -> Result<Option<Model>, DbErr> {
-        Entity::find_by_id(message_id)
-            .one(&self.database.connection)
-            .await
+        let query = Entity::find_by_id(message_id).one(&self.database.connection);
+        within_deadline(query).await
     }
 
     /// The message that this request_id stored.
@@ -160,40 +160,43 @@ impl Store {
     /// Leases up to `limit` messages that are due, the longest due first. Whoever claims the same ones at the same
     /// time gets none of them.
     pub(crate) async fn claim(&self, limit: u64) -> Result<Claim, DbErr> {
-        let mut claim = Claim {
-            id: Uuid::now_v7().to_string(),
-            since: self.database.clock.elapsed(),
-            messages: Vec::new(),
-        };
-        let due: Vec<String> = Entity::find()
-            .select_only()
-            .column(Column::MessageId)
-            .filter(Column::State.eq(State::Queued))
-            .filter(self.due())
-            .order_by_asc(Column::NextAttemptTime)
-            .limit(limit)
-            .into_tuple()
-            .all(&self.database.connection)
-            .await?;
-        if due.is_empty() {
-            return Ok(claim);
-        }
-        let claimed = Entity::update_many()
-            .col_expr(Column::ClaimId, Expr::value(claim.id.as_str()))
-            .col_expr(Column::NextAttemptTime, self.database.after(LEASE))
-            .filter(Column::MessageId.is_in(&due))
-            .filter(Column::State.eq(State::Queued))
-            .filter(self.due())
-            .exec(&self.database.connection)
-            .await?;
-        if claimed.rows_affected > 0 {
-            claim.messages = Entity::find()
-                .filter(Column::MessageId.is_in(&due))
-                .filter(Column::ClaimId.eq(claim.id.as_str()))
+        let query = async {
+            let mut claim = Claim {
+                id: Uuid::now_v7().to_string(),
+                since: self.database.clock.elapsed(),
+                messages: Vec::new(),
+            };
+            let due: Vec<String> = Entity::find()
+                .select_only()
+                .column(Column::MessageId)
+                .filter(Column::State.eq(State::Queued))
+                .filter(self.due())
+                .order_by_asc(Column::NextAttemptTime)
+                .limit(limit)
+                .into_tuple()
                 .all(&self.database.connection)
                 .await?;
-        }
-        Ok(claim)
+            if due.is_empty() {
+                return Ok(claim);
+            }
+            let claimed = Entity::update_many()
+                .col_expr(Column::ClaimId, Expr::value(claim.id.as_str()))
+                .col_expr(Column::NextAttemptTime, self.database.after(LEASE))
+                .filter(Column::MessageId.is_in(&due))
+                .filter(Column::State.eq(State::Queued))
+                .filter(self.due())
+                .exec(&self.database.connection)
+                .await?;
+            if claimed.rows_affected > 0 {
+                claim.messages = Entity::find()
+                    .filter(Column::MessageId.is_in(&due))
+                    .filter(Column::ClaimId.eq(claim.id.as_str()))
+                    .all(&self.database.connection)
+                    .await?;
+            }
+            Ok(claim)
+        };
+        within_deadline(query).await
     }
 
     fn due(&self) -> Expr {
@@ -207,27 +210,30 @@ impl Store {
         claim_id: &str,
         message_ids: &[String],
     ) -> Result<Vec<String>, DbErr> {
-        let marked = Entity::update_many()
-            .col_expr(Column::State, Expr::value(State::Sending.to_value()))
-            .col_expr(Column::Attempts, Expr::col(Column::Attempts).add(1))
-            .col_expr(Column::NextAttemptTime, self.database.after(LEASE))
-            .filter(Column::MessageId.is_in(message_ids))
-            .filter(Column::ClaimId.eq(claim_id))
-            .filter(Column::State.eq(State::Queued))
-            .exec(&self.database.connection)
-            .await?;
-        if usize::try_from(marked.rows_affected).is_ok_and(|rows| rows == message_ids.len()) {
-            return Ok(message_ids.to_vec());
-        }
-        Entity::find()
-            .select_only()
-            .column(Column::MessageId)
-            .filter(Column::MessageId.is_in(message_ids))
-            .filter(Column::ClaimId.eq(claim_id))
-            .filter(Column::State.eq(State::Sending))
-            .into_tuple()
-            .all(&self.database.connection)
-            .await
+        let query = async {
+            let marked = Entity::update_many()
+                .col_expr(Column::State, Expr::value(State::Sending.to_value()))
+                .col_expr(Column::Attempts, Expr::col(Column::Attempts).add(1))
+                .col_expr(Column::NextAttemptTime, self.database.after(LEASE))
+                .filter(Column::MessageId.is_in(message_ids))
+                .filter(Column::ClaimId.eq(claim_id))
+                .filter(Column::State.eq(State::Queued))
+                .exec(&self.database.connection)
+                .await?;
+            if usize::try_from(marked.rows_affected).is_ok_and(|rows| rows == message_ids.len()) {
+                return Ok(message_ids.to_vec());
+            }
+            Entity::find()
+                .select_only()
+                .column(Column::MessageId)
+                .filter(Column::MessageId.is_in(message_ids))
+                .filter(Column::ClaimId.eq(claim_id))
+                .filter(Column::State.eq(State::Sending))
+                .into_tuple()
+                .all(&self.database.connection)
+                .await
+        };
+        within_deadline(query).await
     }
 
     /// Writes what became of a message and ends the claim. Returns whether the claim still held it: a second write of
@@ -253,7 +259,7 @@ impl Store {
             Next::Failed => (State::Failed, Expr::value(None::<DateTime<Utc>>)),
         };
         let errmsg: String = outcome.errmsg.chars().take(ERRMSG).collect();
-        let written = update
+        let update = update
             .col_expr(Column::State, Expr::value(state.to_value()))
             .col_expr(Column::NextAttemptTime, next_attempt_time)
             .col_expr(Column::Attempts, Expr::value(outcome.attempts))
@@ -267,20 +273,20 @@ impl Store {
             .col_expr(Column::ClaimId, Expr::value(None::<String>))
             .filter(Column::MessageId.eq(message_id))
             .filter(Column::ClaimId.eq(claim_id))
-            .exec(&self.database.connection)
-            .await?;
+            .exec(&self.database.connection);
+        let written = within_deadline(update).await?;
         Ok(written.rows_affected > 0)
     }
 
     /// Messages whose worker died between saying that it sends and saying what became of it.
     pub(crate) async fn lost(&self) -> Result<Vec<Model>, DbErr> {
-        Entity::find()
+        let query = Entity::find()
             .filter(Column::State.eq(State::Sending))
             .filter(self.due())
             .order_by_asc(Column::NextAttemptTime)
             .limit(LOST)
-            .all(&self.database.connection)
-            .await
+            .all(&self.database.connection);
+        within_deadline(query).await
     }
 }
 

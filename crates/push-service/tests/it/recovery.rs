@@ -6,6 +6,7 @@ use proto::push::v1::MessageState;
 use sandbox::{Deliver, Fault};
 use service_kit::settings::DatabaseUrl;
 use test_support::{FaultProxy, eventually};
+use tonic::Code;
 
 use crate::world::{AFTER_LEASE, Backend, NEWS, SOON, World, customer, on_both, template};
 
@@ -154,6 +155,21 @@ async fn an_idle_worker_hears_the_doorbell_at_once() {
         "{:?}",
         started.elapsed()
     );
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_stops_answering_is_unavailable_and_delays_no_shutdown() {
+    let mut world = World::start(Backend::Servers).await;
+    let proxy = FaultProxy::start(world.config.database.expose()).await;
+    world.config.database = DatabaseUrl::new(proxy.url(world.config.database.expose()));
+    let app = world.app().await;
+    let accepted = app.send(template(&world.user(NEWS))).await.unwrap();
+    app.until_state(&accepted.message_id, MessageState::Sent)
+        .await;
+    proxy.stall();
+    let unanswered = app.try_get(&accepted.message_id).await.unwrap_err();
+    assert_eq!(unanswered.code(), Code::Unavailable);
     app.stop().await;
 }
 
