@@ -1,0 +1,36 @@
+//! What wxhub costs, as ratios of things measured beside it in the same run: machines differ, and are busy, but in both alike.
+//!
+//! Each figure is the median of several rounds in which the two sides take turns. Every load is bounded in calls and in
+//! time.
+
+mod empty;
+mod stats;
+mod token;
+mod world;
+
+use clap::{Parser, Subcommand};
+use service_kit::{cli, telemetry};
+
+#[derive(Debug, Parser)]
+#[command(name = "bench", about = "What wxhub costs, as ratios")]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum What {
+    /// token-service and token-client
+    Token,
+}
+
+fn main() -> anyhow::Result<()> {
+    let What::Token = Cli::parse().what;
+    cli::runtime()?.block_on(async {
+        // As in production: what logs, spans and metrics cost is part of it.
+        let telemetry = telemetry::init("bench")?;
+        let measured = token::run().await;
+        telemetry.shutdown().await;
+        measured
+    })
+}
