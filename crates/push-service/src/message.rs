@@ -56,11 +56,12 @@ impl Messages {
     /// or not the caller still waits.
     pub(crate) async fn accept(&self, new: NewMessage) -> Result<Message, Error> {
         let this = self.clone();
+        let kind = new.content.kind();
         let accepting = async move {
             let stored = tokio::time::timeout(STORE_TIMEOUT, this.store_once(new)).await;
             let (message, fresh) = stored.map_err(|_| Error::DatabaseTimeout)??;
             if fresh {
-                metrics::accepted(&message);
+                metrics::accepted(kind);
                 this.tasks.spawn({
                     let doorbell = this.doorbell.clone();
                     async move { doorbell.ring().await }

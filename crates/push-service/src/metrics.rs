@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_histogram, histogram};
 
-use crate::message::{Content, Message};
-
 const ACCEPTED: &str = "wxhub_push_messages_accepted_total";
 const ATTEMPTS: &str = "wxhub_push_attempts_total";
 const ATTEMPT_SECONDS: &str = "wxhub_push_attempt_duration_seconds";
@@ -37,8 +35,7 @@ pub(crate) fn describe() {
     );
 }
 
-pub(crate) fn accepted(message: &Message) {
-    let kind = Content::from_json(&message.content).map_or("unknown", |content| content.kind());
+pub(crate) fn accepted(kind: &'static str) {
     counter!(ACCEPTED, "kind" => kind).increment(1);
 }
 
