@@ -125,10 +125,11 @@ impl Delivery {
         let claim = self.store.claim(free as u64).await?;
         let full = claim.messages.len() == free;
         let mut by_app: BTreeMap<AppId, Vec<Message>> = BTreeMap::new();
+        let mut broken = Vec::new();
         for message in claim.messages {
-            // It was stored from an app id, so that it is one.
-            if let Ok(app_id) = AppId::try_from(message.app_id.as_str()) {
-                by_app.entry(app_id).or_default().push(message);
+            match AppId::try_from(message.app_id.as_str()) {
+                Ok(app_id) => by_app.entry(app_id).or_default().push(message),
+                Err(error) => broken.push((message, error.to_string())),
             }
         }
         for (app_id, messages) in by_app {
@@ -149,6 +150,12 @@ impl Delivery {
                 since: claim.since,
             };
             batches.spawn(batch.run(messages, slots).instrument(span));
+        }
+        for (message, why) in broken {
+            let outcome = policy::broken(&message, why);
+            self.store
+                .write_back(&message.message_id, &claim.id, &outcome)
+                .await?;
         }
         Ok(full)
     }

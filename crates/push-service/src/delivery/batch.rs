@@ -58,6 +58,7 @@ impl Batch {
     /// `slots` are one for each message.
     pub(super) async fn run(mut self, messages: Vec<Message>, mut slots: OwnedSemaphorePermit) {
         let mut ready = Vec::with_capacity(messages.len());
+        let mut given_up = Vec::new();
         for mut message in messages {
             let Some(slot) = slots.split(1) else {
                 break;
@@ -69,8 +70,16 @@ impl Batch {
                     content,
                     outbound,
                 }),
-                Err(outcome) => self.write_back(&message, &outcome).await,
+                Err(outcome) => given_up.push((message, outcome)),
             }
+        }
+        let this = &self;
+        join_all(given_up.iter().map(async |(message, outcome)| {
+            this.write_back(message, outcome).await;
+        }))
+        .await;
+        if ready.is_empty() {
+            return;
         }
         let tokens = self.delivery.tokens.clone();
         let token = tokens.access_token(&self.app_id);
@@ -117,9 +126,6 @@ impl Batch {
     }
 
     async fn send_all(&mut self, mut ready: Vec<Ready>, token: Arc<CachedToken>) {
-        if ready.is_empty() {
-            return;
-        }
         let ids: Vec<_> = ready
             .iter()
             .map(|ready| ready.message.message_id.clone())

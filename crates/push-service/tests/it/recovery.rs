@@ -135,6 +135,30 @@ async fn shutdown_puts_back_what_is_not_on_the_wire() {
 }
 
 #[tokio::test]
+async fn a_row_that_cannot_be_read_is_given_up() {
+    let mut world = World::start(Backend::Embedded).await;
+    world.tokens.set_away(true);
+    let app = world.app().await;
+    for _ in 0..2 {
+        app.send(template(&world.user(NEWS))).await.unwrap();
+    }
+    app.stop().await;
+    for spoil in [
+        "UPDATE message SET app_id = '' WHERE message_id = (SELECT MIN(message_id) FROM message)",
+        "UPDATE message SET content = '{}' WHERE app_id <> ''",
+    ] {
+        world.query(spoil).await;
+    }
+    let app = world.app().await;
+    eventually("both are given up", SOON, async || {
+        let failed = "SELECT 1 FROM message WHERE state = 6 AND attempts = 0 AND claim_id IS NULL";
+        world.query(failed).await.len() == 2
+    })
+    .await;
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn an_idle_worker_hears_the_doorbell_at_once() {
     let mut world = World::start(Backend::Embedded).await;
     let app = world.app().await;
