@@ -27,7 +27,8 @@ impl MigratorTrait for Migrator {
     }
 }
 
-/// A table whose texts compare byte by byte on every engine: openids differ in case alone.
+/// A table whose texts compare by case on every engine: openids differ in case alone. MariaDB still takes no account of
+/// spaces at the end, so that what is told apart by a text has none.
 fn table(manager: &SchemaManager<'_>, name: &'static str) -> TableCreateStatement {
     let mut table = Table::create();
     table.table(name);

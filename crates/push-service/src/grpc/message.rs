@@ -1,6 +1,9 @@
 //! PushService.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::SystemTime,
+};
 
 use chrono::{DateTime, Utc};
 use prost_types::Timestamp;
@@ -13,6 +16,7 @@ use tonic::{Request, Response, Status};
 use wechat::OpenId;
 
 use crate::{
+    database::is_key,
     error::Error,
     message::{
         Content, Customer, FormTemplate, Link, Message, Messages, NewMessage, State, Subscribe,
@@ -71,10 +75,10 @@ fn new_message(
         let problem = "must be the user's openid, as WeChat gave it";
         violations.push(("open_id".to_owned(), problem.to_owned()));
     }
-    if request.request_id.len() > MAX_REQUEST_ID {
+    if request.request_id.len() > MAX_REQUEST_ID || !is_key(&request.request_id) {
         violations.push((
             "request_id".to_owned(),
-            format!("must be at most {MAX_REQUEST_ID} bytes"),
+            format!("must be at most {MAX_REQUEST_ID} visible ASCII characters"),
         ));
     }
     let content = match request.content {
@@ -179,8 +183,5 @@ fn state(state: State) -> pb::MessageState {
 }
 
 fn timestamp(time: DateTime<Utc>) -> Timestamp {
-    Timestamp {
-        seconds: time.timestamp(),
-        nanos: i32::try_from(time.timestamp_subsec_nanos()).unwrap_or_default(),
-    }
+    SystemTime::from(time).into()
 }

@@ -9,7 +9,7 @@ use wechat::{
     MiniProgramState, OpenId, SubscribeMessage, TemplateMessage,
 };
 
-use crate::form::MAX_FORM_ID;
+use crate::{database::is_key, form::MAX_FORM_ID};
 
 /// A field of the request by its path, and what is wrong with it.
 pub(crate) type Violation = (String, String);
@@ -300,6 +300,11 @@ impl Check {
         self.text("template_id", &form_template.template_id, MAX_TEMPLATE_ID);
         self.optional("page", form_template.page.as_ref(), MAX_PAGE);
         self.optional("form_id", form_template.form_id.as_ref(), MAX_FORM_ID);
+        if let Some(form_id) = &form_template.form_id
+            && !is_key(form_id)
+        {
+            self.add("form_id", "must be visible ASCII characters");
+        }
         self.data(&form_template.data);
         if let Some(keyword) = &form_template.emphasis_keyword
             && !form_template.data.contains_key(keyword)

@@ -99,6 +99,15 @@ async fn every_field_at_fault_is_named() {
         fields(&refused(bare).await),
         ["open_id", "request_id", "content"]
     );
+    for request_id in ["r1 ", "r\u{e9}1", "r\n1"] {
+        let padded = SendMessageRequest {
+            request_id: request_id.to_owned(),
+            ..template("o1")
+        };
+        assert_eq!(fields(&refused(padded).await), ["request_id"]);
+    }
+    let padded = form_template("o1", "f ");
+    assert_eq!(fields(&refused(padded).await), ["form_template.form_id"]);
     let nameless = SendMessageRequest {
         app_id: String::new(),
         ..template("o1")
