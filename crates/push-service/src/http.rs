@@ -14,7 +14,7 @@ use service_kit::{
     App, AppKind, CatalogHandle,
     catalog::Callback,
     client::PeerChannel,
-    http::{Error as HttpError, Json, body},
+    http::{self, Error as HttpError, Json, bearer, body},
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -26,6 +26,7 @@ use wechat::{
 
 use crate::{
     callback::{self, Callbacks, Refusal},
+    database::is_key,
     error::Error,
     form::{self, MAX_FORM_ID},
 };
@@ -45,10 +46,6 @@ pub(crate) fn router(state: Http) -> Router {
         .route("/form", post(put_form))
         .route("/{file}", get(verify_file))
         .with_state(state)
-}
-
-fn not_found() -> HttpError {
-    HttpError::new(StatusCode::NOT_FOUND, "NOT_FOUND", "no such path here")
 }
 
 fn app(catalog: &CatalogHandle, name: &str) -> Result<Arc<App>, HttpError> {
@@ -154,6 +151,8 @@ struct Form {
     form_id: String,
 }
 
+/// The longest session token that is asked about, in bytes.
+const MAX_SESSION_TOKEN: usize = 128;
 /// Developer tools hand out this text instead of a form_id.
 const MOCK: &str = "the formId is a mock one";
 
@@ -171,11 +170,13 @@ async fn put_form(
             "belongs to mini programs, but the session is with an official account".to_owned(),
         );
     }
-    if form_id.is_empty() || form_id.len() > MAX_FORM_ID {
-        return invalid(format!("must be 1 to {MAX_FORM_ID} bytes"));
-    }
     if form_id == MOCK {
         return invalid("is the developer tools' stand-in: only a phone earns one".to_owned());
+    }
+    if form_id.is_empty() || form_id.len() > MAX_FORM_ID || !is_key(&form_id) {
+        return invalid(format!(
+            "must be 1 to {MAX_FORM_ID} visible ASCII characters"
+        ));
     }
     let stored = state.forms.put(&app.app_id, &open_id, &form_id).await;
     stored.map_err(|error| fail(Error::Database(error)))?;
@@ -184,12 +185,8 @@ async fn put_form(
 
 /// Whose session the `Authorization` header shows.
 async fn session(state: &Http, headers: &HeaderMap) -> Result<(Arc<App>, OpenId), Error> {
-    let shown = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok());
-    let token = shown.map(|text| text.strip_prefix("Bearer ").unwrap_or(text).trim());
-    let session_token = token
-        .filter(|token| !token.is_empty())
+    let session_token = bearer(headers)
+        .filter(|token| token.len() <= MAX_SESSION_TOKEN)
         .ok_or(Error::SessionInvalid)?
         .to_owned();
     let verified = state
@@ -210,14 +207,12 @@ async fn session(state: &Http, headers: &HeaderMap) -> Result<(Arc<App>, OpenId)
 fn auth_error(status: Status) -> Error {
     let reason = status.get_details_error_info().map(|info| info.reason);
     match (status.code(), reason.as_deref()) {
-        (Code::Unauthenticated, Some("SESSION_INVALID")) => Error::SessionInvalid,
-        (
-            Code::Unauthenticated
-            | Code::PermissionDenied
-            | Code::Unimplemented
-            | Code::InvalidArgument,
-            _,
-        ) => Error::AuthRefused(status),
+        (Code::Unauthenticated, Some("SESSION_INVALID")) | (Code::InvalidArgument, _) => {
+            Error::SessionInvalid
+        }
+        (Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented, _) => {
+            Error::AuthRefused(status)
+        }
         _ => Error::AuthUnavailable(status),
     }
 }
@@ -227,12 +222,6 @@ async fn verify_file(
     State(state): State<Http>,
     Path(file): Path<String>,
 ) -> Result<Response, HttpError> {
-    let catalog = state.catalog.current();
-    let found = catalog
-        .apps()
-        .iter()
-        .find_map(|app| app.verify_files.get(&file));
-    found
-        .map(|body| text("text/plain", body.clone()))
-        .ok_or_else(not_found)
+    let found = http::verify_file(&state.catalog.current(), &file)?;
+    Ok(text("text/plain", found))
 }

@@ -27,7 +27,7 @@ on_both! {
         let open_id = world.user(SHOP);
         let session = session(SHOP, &open_id);
         let mut form_ids = Vec::new();
-        for authorization in [session.clone(), format!("Bearer {session}")] {
+        for authorization in [session.clone(), format!("bearer  {session}")] {
             let form = world.sandbox.form(SHOP, Some(&open_id)).unwrap();
             let body = format!("{{\"form_id\":\"{}\"}}", form.form_id);
             for _ in 0..2 {
@@ -71,6 +71,7 @@ async fn what_is_no_form_id_or_no_session_is_refused() {
     let app = world.app().await;
     let shopper = session(SHOP, "oShopper");
     let reader = session(NEWS, "oReader");
+    let endless = session(SHOP, &"o".repeat(129));
     let long = format!("{{\"form_id\":\"{}\"}}", "x".repeat(129));
     for (authorization, body, status, code) in [
         (
@@ -86,6 +87,12 @@ async fn what_is_no_form_id_or_no_session_is_refused() {
             "SESSION_INVALID",
         ),
         (
+            Some(&*endless),
+            "{\"form_id\":\"f\"}",
+            StatusCode::UNAUTHORIZED,
+            "SESSION_INVALID",
+        ),
+        (
             Some(&*reader),
             "{\"form_id\":\"f\"}",
             StatusCode::BAD_REQUEST,
@@ -94,6 +101,12 @@ async fn what_is_no_form_id_or_no_session_is_refused() {
         (
             Some(&*shopper),
             "{\"form_id\":\"\"}",
+            StatusCode::BAD_REQUEST,
+            "INVALID_ARGUMENT",
+        ),
+        (
+            Some(&*shopper),
+            "{\"form_id\":\"f \"}",
             StatusCode::BAD_REQUEST,
             "INVALID_ARGUMENT",
         ),

@@ -194,6 +194,9 @@ impl AuthService for Sessions {
         request: Request<auth::VerifySessionRequest>,
     ) -> Answer<auth::VerifySessionResponse> {
         let token = request.into_inner().session_token;
+        if token.len() > 128 {
+            return Err(status::invalid_field("session_token", "is too long"));
+        }
         let parts: Vec<_> = token.split(':').collect();
         let ["session", app_id, open_id] = parts[..] else {
             return Err(
