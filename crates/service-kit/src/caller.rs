@@ -155,7 +155,8 @@ impl CallerLayer {
             return Ok(());
         }
         let Some((_, scope)) = self.rules.iter().find(|(rule, _)| *rule == path) else {
-            return Err(Status::unimplemented("no such RPC here"));
+            let message = "no such RPC here: is it another service's port?";
+            return Err(status::error(Code::Unimplemented, reason::RPC_UNKNOWN, message).build());
         };
         let caller = authenticate(&self.catalog.current(), request.headers())?;
         if !caller.scopes.contains(scope) {

@@ -9,7 +9,7 @@ mod reload;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -169,8 +169,13 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Its text is wrong; every mistake found, each with its line.
-    #[error("{}", list(.0))]
-    Invalid(Vec<Mistake>),
+    #[error("{}", list(path, mistakes))]
+    Invalid {
+        /// The file; `wxhub.toml` for a text that is in none.
+        path: PathBuf,
+        /// What is wrong, in the file's order.
+        mistakes: Vec<Mistake>,
+    },
 }
 
 /// One mistake in `wxhub.toml`.
@@ -182,10 +187,11 @@ pub struct Mistake {
     pub what: String,
 }
 
-fn list(mistakes: &[Mistake]) -> String {
+fn list(path: &Path, mistakes: &[Mistake]) -> String {
+    let path = path.display();
     let lines: Vec<_> = mistakes
         .iter()
-        .map(|Mistake { line, what }| format!("wxhub.toml:{line}: {what}"))
+        .map(|Mistake { line, what }| format!("{path}:{line}: {what}"))
         .collect();
     lines.join("\n")
 }
@@ -200,7 +206,19 @@ impl Catalog {
         needs: Needs,
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Error> {
-        file::parse(text, needs, &env)
+        Self::parse_file(Path::new("wxhub.toml"), text, needs, env)
+    }
+
+    fn parse_file(
+        path: &Path,
+        text: &str,
+        needs: Needs,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, Error> {
+        file::parse(text, needs, &env).map_err(|mistakes| Error::Invalid {
+            path: path.to_owned(),
+            mistakes,
+        })
     }
 
     fn new(text: &str, apps: Vec<Arc<App>>, callers: Vec<KeyedCaller>) -> Self {

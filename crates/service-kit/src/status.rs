@@ -12,6 +12,8 @@ pub const DOMAIN: &str = "wxhub";
 pub mod reason {
     /// The app is unknown, or outside the caller's list.
     pub const APP_NOT_FOUND: &str = "APP_NOT_FOUND";
+    /// The service has no such RPC: mostly it is another service's port.
+    pub const RPC_UNKNOWN: &str = "RPC_UNKNOWN";
     /// No caller has the key.
     pub const CALLER_KEY_INVALID: &str = "CALLER_KEY_INVALID";
     /// The caller lacks the RPC's scope.

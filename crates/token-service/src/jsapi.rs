@@ -40,7 +40,7 @@ pub enum UrlError {
     Malformed,
     /// Whoever could sign any page could act for the app.
     #[error(
-        "is on host {host:?}, which app {app:?} does not list: add jssdk = {{ hosts = [{host:?}] }} to its [[apps]] in wxhub.toml"
+        "is on host {host:?}, which app {app:?} does not list: add {host:?} to its jssdk.hosts in wxhub.toml"
     )]
     HostNotListed {
         /// The page's host.

@@ -12,8 +12,8 @@ use toml::Spanned;
 use wechat::{AppId, AppSecret, crypto::EncodingAESKey};
 
 use super::{
-    App, AppKind, AppList, Callback, CallbackMode, CallbackToken, Catalog, Error, KeyedCaller,
-    Mistake, Needs, OnAmbiguous, TokenMode, caller_of,
+    App, AppKind, AppList, Callback, CallbackMode, CallbackToken, Catalog, KeyedCaller, Mistake,
+    Needs, OnAmbiguous, TokenMode, caller_of,
 };
 use crate::caller::Scope;
 
@@ -115,7 +115,7 @@ pub(super) fn parse(
     text: &str,
     needs: Needs,
     env: &dyn Fn(&str) -> Option<String>,
-) -> Result<Catalog, Error> {
+) -> Result<Catalog, Vec<Mistake>> {
     let mut check = Check {
         text,
         mistakes: Vec::new(),
@@ -126,7 +126,7 @@ pub(super) fn parse(
             // Only the message: the rendered error repeats the line, and with it perhaps a secret.
             let offset = error.span().map_or(0, |span| span.start);
             check.mistake(offset, without_values(error.message()));
-            return Err(Error::Invalid(check.mistakes));
+            return Err(check.mistakes);
         }
     };
 
@@ -139,7 +139,7 @@ pub(super) fn parse(
         Ok(Catalog::new(text, apps, callers))
     } else {
         check.mistakes.sort_by_key(|mistake| mistake.line);
-        Err(Error::Invalid(check.mistakes))
+        Err(check.mistakes)
     }
 }
 
@@ -162,7 +162,7 @@ fn without_values(message: &str) -> String {
             .map(|end| end + 1)
     };
     let tail = end.and_then(|end| rest.get(end + 1..)).unwrap_or_default();
-    format!("{head}…{tail}")
+    format!("{head}(not shown){tail}")
 }
 
 fn apps(
@@ -527,7 +527,7 @@ scopes = ["token.read", "push.send"]
 
     fn mistakes(text: &str) -> Vec<String> {
         match parse(text, ALL, &env) {
-            Err(Error::Invalid(mistakes)) => mistakes
+            Err(mistakes) => mistakes
                 .into_iter()
                 .map(|mistake| format!("{}: {}", mistake.line, mistake.what))
                 .collect(),

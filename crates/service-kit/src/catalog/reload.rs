@@ -41,7 +41,7 @@ impl CatalogHandle {
     /// When it cannot be read or is invalid.
     pub fn load(path: PathBuf, needs: Needs) -> Result<(Self, Reloader), Error> {
         let text = read(&path)?;
-        let handle = Self::fixed(Catalog::parse(&text, needs, from_env)?);
+        let handle = Self::fixed(Catalog::parse_file(&path, &text, needs, from_env)?);
         let reloader = Reloader {
             handle: handle.clone(),
             path,
@@ -91,7 +91,7 @@ impl Reloader {
 
     async fn poll(&mut self) {
         let (path, needs) = (self.path.clone(), self.needs);
-        let load = move || Catalog::parse(&read(&path)?, needs, from_env);
+        let load = move || Catalog::parse_file(&path, &read(&path)?, needs, from_env);
         let Ok(loaded) = tokio::task::spawn_blocking(load).await else {
             return;
         };
