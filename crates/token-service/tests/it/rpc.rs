@@ -12,7 +12,7 @@ use tonic_types::StatusExt as _;
 
 use crate::world::{NEWS, NEWS_KEY, SHOP, World, endpoint, get};
 
-fn seconds_left(time: Option<prost_types::Timestamp>) -> u64 {
+pub(crate) fn seconds_left(time: Option<prost_types::Timestamp>) -> u64 {
     let time = SystemTime::try_from(time.unwrap()).unwrap();
     #[expect(
         clippy::disallowed_methods,
