@@ -295,7 +295,7 @@ async fn of_two_replicas_one_is_killed_and_no_call_fails() {
 }
 
 #[tokio::test]
-async fn r7_a_refused_token_is_reported_and_the_call_repeated_once() {
+async fn r07_a_refused_token_is_reported_and_the_call_repeated_once() {
     for errcode in [40001, 40014, 42001] {
         let stub = Stub::new(true);
         let served = serve(stub.clone(), 0).await;
@@ -315,7 +315,7 @@ async fn r7_a_refused_token_is_reported_and_the_call_repeated_once() {
 }
 
 #[tokio::test]
-async fn r7_the_same_refusal_of_the_new_token_is_the_callers_answer() {
+async fn r07_the_same_refusal_of_the_new_token_is_the_callers_answer() {
     // Whether the report brought a new token or the same one again.
     for (replaces, expected) in [(true, 2), (false, 1)] {
         let stub = Stub::new(replaces);

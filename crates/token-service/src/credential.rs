@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn r6_classic_tokens_and_tickets_are_refreshed_ten_minutes_ahead() {
+    fn r06_classic_tokens_and_tickets_are_refreshed_ten_minutes_ahead() {
         for policy in [Policy::Classic, Policy::Ticket] {
             let earliest = policy.plan(UNIX_EPOCH, secs(7200), 0.999_999);
             let latest = policy.plan(UNIX_EPOCH, secs(7200), 0.0);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn r6_stable_tokens_are_asked_for_in_their_last_minutes() {
+    fn r06_stable_tokens_are_asked_for_in_their_last_minutes() {
         let first = Policy::Stable.plan(UNIX_EPOCH, secs(7200), 0.0);
         let last = Policy::Stable.plan(UNIX_EPOCH, secs(7200), 1.0);
         assert_eq!(
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn r6_short_lives_shrink_every_lead() {
+    fn r06_short_lives_shrink_every_lead() {
         for policy in [Policy::Classic, Policy::Stable, Policy::Ticket] {
             for expires_in in [0, 1, 2, 5, 10, 60, 300] {
                 let Times {

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::credential::{Key, Kind, slot::State};
+use crate::credential::{Kind, slot::State};
 
 /// Reads by credential and by where the answer came from: `memory`, or `waited` for a refresh.
 const READS: &str = "wxhub_token_reads_total";
@@ -103,13 +103,13 @@ pub(crate) fn quota_alarm(app: &str, kind: Kind, quota: &'static str, percent: u
         .increment(1);
 }
 
-pub(crate) fn reported(key: &Key, outcome: Report) {
+pub(crate) fn reported(app: &str, outcome: Report) {
     let outcome = match outcome {
         Report::Replaced => "replaced",
         Report::AlreadyReplaced => "already_replaced",
         Report::Refused => "refused",
     };
-    metrics::counter!(REPORTS, "app" => key.app.to_string(), "outcome" => outcome).increment(1);
+    metrics::counter!(REPORTS, "app" => app.to_owned(), "outcome" => outcome).increment(1);
 }
 
 /// How a credential is at `now`.

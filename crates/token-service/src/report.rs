@@ -30,7 +30,9 @@ pub async fn report(
         Ok((_, counted)) => *counted,
         Err(_) => metrics::Report::Refused,
     };
-    metrics::reported(key, counted);
+    if let Ok(app) = broker.app(&key.app) {
+        metrics::reported(&app.name, counted);
+    }
     outcome.map(|(held, _)| held)
 }
 

@@ -3,8 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use service_kit::status::until_beijing_midnight;
 use wechat::{ApiError, Class, ErrCode};
+
+use super::ledger::reset;
 
 /// Pauses after failures that pass by themselves: they double from the first to the last.
 const TRANSIENT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -151,7 +152,9 @@ impl Failure {
         let pause = match cause.class() {
             Class::Backoff | Class::Token => doubled(TRANSIENT),
             Class::Minute => MINUTE.mul_f64(1.0 + spread / 4.0),
-            Class::Day => until_beijing_midnight(now) + MINUTE.mul_f64(spread),
+            Class::Day => {
+                reset(now).duration_since(now).unwrap_or_default() + MINUTE.mul_f64(spread)
+            }
             Class::Ok
             | Class::Caller
             | Class::Recipient
@@ -203,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn r9_wrong_settings_are_not_hammered() {
+    fn r09_wrong_settings_are_not_hammered() {
         for errcode in [40001, 40013, 40125, 40164, 41002, 41004, 89503] {
             let pauses: Vec<_> = (1..=8).map(|n| pause(errcode, n).as_secs()).collect();
             assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 600, 600], "{errcode}");
@@ -212,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_spent_quota_waits_for_midnight_in_beijing() {
-        assert_eq!(pause(45009, 1), Duration::from_secs(16 * 3600));
+        assert_eq!(pause(45009, 1), Duration::from_secs(16 * 3600 + 60));
         assert_eq!(pause(45011, 3), MINUTE);
     }
 

@@ -1,8 +1,8 @@
 //! The quota ledger: what a credential has cost on one day of WeChat's quotas, and what it may cost (R8).
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use service_kit::{clock::since_epoch, status::until_beijing_midnight};
+use service_kit::clock::since_epoch;
 
 use super::Policy;
 
@@ -15,6 +15,13 @@ pub(crate) const FORCED: Budget = Budget {
 pub(crate) const FORCE_APART: Duration = Duration::from_secs(30);
 /// Shares of a budget, in percent, at which somebody should look.
 const ALARMS: [u32; 3] = [50, 80, 95];
+/// A day begins so much after midnight: WeChat's clock may be behind, and a call that meets the old day's quota would stop the
+/// new day's.
+const SETTLE: Duration = Duration::from_secs(60);
+/// Beijing's time is ahead of UTC by this, all the year.
+const BEIJING: Duration = Duration::from_secs(8 * 3600);
+/// Seconds of a day.
+const DAY: u64 = 24 * 3600;
 /// So many tokens a day that died before their time are no accident (R14).
 pub(crate) const FOREIGN: u32 = 3;
 
@@ -126,21 +133,21 @@ impl Ledger {
 
 /// When WeChat's quotas begin anew.
 pub(crate) fn reset(now: SystemTime) -> SystemTime {
-    now + until_beijing_midnight(now)
+    let days = Duration::from_secs((beijing_day(now) + 1) * DAY);
+    UNIX_EPOCH + days - BEIJING + SETTLE
 }
 
 /// The day that WeChat's quotas count by.
 pub(crate) fn beijing_day(now: SystemTime) -> u64 {
-    (since_epoch(now).as_secs() + 8 * 3600) / (24 * 3600)
+    (since_epoch(now) + BEIJING - SETTLE).as_secs() / DAY
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
     use super::*;
 
     const MORNING: SystemTime = UNIX_EPOCH;
+    const HOUR: Duration = Duration::from_secs(3600);
 
     #[test]
     fn r08_alarms_come_at_half_and_at_80_and_95_percent_once_each() {
@@ -160,7 +167,7 @@ mod tests {
         let budget = Budget::of(Policy::Classic);
         let mut page = Ledger::default().on(MORNING);
         page.calls = 1_800;
-        let midnight = MORNING + Duration::from_secs(16 * 3600);
+        let midnight = MORNING + 16 * HOUR + SETTLE;
         assert_eq!(
             page.spent_until(budget, Use::Ordinary, MORNING),
             Some(midnight)
@@ -182,6 +189,17 @@ mod tests {
     }
 
     #[test]
+    fn a_day_begins_a_minute_after_midnight() {
+        for seconds in [0, 59, 60, 61, 43_200] {
+            let now = MORNING + 16 * HOUR + Duration::from_secs(seconds);
+            let next = reset(now);
+            assert_eq!(beijing_day(next), beijing_day(now) + 1);
+            let before = next - Duration::from_secs(1);
+            assert_eq!(beijing_day(before), beijing_day(now));
+        }
+    }
+
+    #[test]
     fn merging_forgets_nothing_of_the_newest_day() {
         let page = |day, calls, exhausted| Ledger {
             day,
@@ -197,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_lags_turns_no_page_back() {
-        let page = Ledger::default().on(MORNING + Duration::from_secs(16 * 3600));
+        let page = Ledger::default().on(MORNING + 24 * HOUR);
         assert_eq!(page.on(MORNING), page);
     }
 }

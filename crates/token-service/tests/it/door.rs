@@ -281,7 +281,7 @@ async fn a_ticket_is_for_whoever_shows_the_apps_token() {
 }
 
 #[tokio::test]
-async fn r7_a_ticket_whose_token_wechat_refuses_sends_no_sdk_into_a_loop() {
+async fn r07_a_ticket_whose_token_wechat_refuses_sends_no_sdk_into_a_loop() {
     let world = World::embedded().await;
     let token = Ask::token(NEWS, KEY).to(&world).await;
     let token = token["access_token"].as_str().unwrap();

@@ -1,10 +1,11 @@
-//! Redis away, hanging, or back and empty (R11).
+//! Redis away, hanging, or back and empty (R11), and what the ledger in it tells (R8, R14).
 
 use std::time::{Duration, Instant};
 
-use proto::token::v1::ListCredentialsRequest;
+use proto::token::v1::{ListCredentialsRequest, TicketType};
 use redis::AsyncCommands as _;
 use test_support::eventually;
+use token_service::credential::ledger::Ledger;
 use tonic::Code;
 
 use crate::{
@@ -131,15 +132,13 @@ async fn r11_a_redis_that_hangs_slows_no_read_and_is_taken_up_again() {
     }
     // What is not in memory is refused, not waited for without end.
     let status = callers[0]
-        .ticket("news", proto::token::v1::TicketType::Jsapi)
+        .ticket("news", TicketType::Jsapi)
         .await
         .unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     world.redis.as_ref().unwrap().resume();
     eventually("tickets come again", PATIENCE, async || {
-        callers[1]
-            .ticket("news", proto::token::v1::TicketType::Jsapi)
-            .await
+        callers[1].ticket("news", TicketType::Jsapi).await
     })
     .await;
     assert_eq!(world.upstream(NEWS), 1);
@@ -185,6 +184,41 @@ async fn r11_a_redis_that_comes_back_empty_gets_its_ledger_and_values_back() {
     .await;
     assert_eq!(listed().await.version, token.version);
     assert_eq!(world.upstream(NEWS), 1);
+}
+
+#[tokio::test]
+async fn r08_half_of_a_days_budget_is_told_by_one_alarm() {
+    let world = World::on_redis(2).await;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the service runs on the wall clock"
+    )]
+    let today = Ledger::default().on(std::time::SystemTime::now()).day;
+    let tickets = record(NEWS).replace("access_token", "jsapi_ticket");
+    let page = [
+        ("day", today),
+        ("calls", 999),
+        ("forced", 0),
+        ("rejected", 0),
+        ("exhausted", 0),
+    ];
+    let _: () = redis(&world)
+        .await
+        .hset_multiple(tickets, &page)
+        .await
+        .unwrap();
+    for replica in [0, 1] {
+        let caller = world.caller(replica, KEY);
+        caller.ticket("news", TicketType::Jsapi).await.unwrap();
+    }
+    // The replicas share this process, and so its metrics; no other test makes a thousand calls for tickets.
+    let metrics = get(world.replicas[0].addrs.ops, "/metrics").await;
+    let alarm = metrics.lines().find(|line| {
+        line.starts_with("wxhub_token_quota_alarms_total")
+            && line.contains("jsapi_ticket")
+            && line.contains("percent=\"50\"")
+    });
+    assert!(alarm.unwrap().ends_with(" 1"), "{alarm:?}");
 }
 
 #[tokio::test]

@@ -134,7 +134,7 @@ async fn r10_a_ticket_whose_token_is_refused_reports_it_once() {
 }
 
 #[tokio::test]
-async fn r9_a_wrong_secret_is_told_in_wechats_words_and_not_hammered() {
+async fn r09_a_wrong_secret_is_told_in_wechats_words_and_not_hammered() {
     let world = World::embedded().await;
     for app in [SHOP, NEWS] {
         world
@@ -287,7 +287,7 @@ async fn bad_fields_are_named() {
 }
 
 #[tokio::test]
-async fn r8_a_token_that_is_too_new_is_not_replaced() {
+async fn r08_a_token_that_is_too_new_is_not_replaced() {
     let world = World::embedded().await;
     let dev = world.dev();
     let version = dev.token("news").await.unwrap().version;

@@ -26,7 +26,7 @@ pub(crate) async fn short_lived(redis: bool, seconds: u32) -> World {
 }
 
 #[tokio::test]
-async fn r2_two_hundred_callers_of_a_cold_cache_cost_one_call() {
+async fn r02_two_hundred_callers_of_a_cold_cache_cost_one_call() {
     for world in [World::embedded().await, World::on_redis(2).await] {
         for app in [SHOP, NEWS] {
             let slow = Fault {
@@ -69,7 +69,7 @@ async fn waiters_on_every_replica_share_a_failure_too() {
 }
 
 #[tokio::test]
-async fn r5_the_old_token_serves_while_its_refresh_stalls() {
+async fn r05_the_old_token_serves_while_its_refresh_stalls() {
     for redis in [false, true] {
         let world = short_lived(redis, 20).await;
         let dev = world.dev();

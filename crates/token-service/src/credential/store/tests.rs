@@ -155,7 +155,7 @@ async fn a_value_comes_back_as_it_was_stored() {
 }
 
 #[tokio::test]
-async fn r1_nothing_is_claimed_when_the_stored_version_is_newer() {
+async fn r01_nothing_is_claimed_when_the_stored_version_is_newer() {
     for suite in Suite::both().await {
         let version = suite.stored("token").await;
         assert!(matches!(
@@ -189,7 +189,7 @@ async fn one_probe_is_granted_to_all_replicas_together() {
 }
 
 #[tokio::test]
-async fn r2_one_holder_at_a_time() {
+async fn r02_one_holder_at_a_time() {
     for suite in Suite::both().await {
         let lease = suite.lease(0).await;
         match suite.claim(0, now()).await {
@@ -204,7 +204,7 @@ async fn r2_one_holder_at_a_time() {
 }
 
 #[tokio::test]
-async fn r3_a_lease_that_is_lost_neither_begins_nor_ends_anything() {
+async fn r03_a_lease_that_is_lost_neither_begins_nor_ends_anything() {
     for suite in Suite::both().await {
         let lost = suite.lease(0).await;
         suite.lease_expires().await;
@@ -223,7 +223,7 @@ async fn r3_a_lease_that_is_lost_neither_begins_nor_ends_anything() {
 }
 
 #[tokio::test]
-async fn r4_a_late_writer_overwrites_nothing() {
+async fn r04_a_late_writer_overwrites_nothing() {
     for suite in Suite::both().await {
         let late = suite.lease(0).await;
         suite.granted(late).await;
@@ -336,7 +336,7 @@ async fn a_lost_value_is_put_back_and_a_newer_one_stays() {
 }
 
 #[tokio::test]
-async fn r8_forced_refreshes_are_apart_and_counted_by_the_day() {
+async fn r08_forced_refreshes_are_apart_and_counted_by_the_day() {
     for suite in Suite::both().await {
         // In memory the lease ends by the clock that the test moves.
         let force = async |now: SystemTime| {
