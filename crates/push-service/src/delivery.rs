@@ -37,7 +37,7 @@ const CONCURRENCY: usize = 64;
 /// A backlog is worked on whenever so many of them are done.
 const ROOM: u32 = 16;
 /// How often due messages are looked for when no doorbell rings.
-const POLL: Duration = Duration::from_secs(1);
+pub(crate) const POLL: Duration = Duration::from_secs(1);
 /// After the database was away, what seems lost may have a living worker that is about to write its outcome: that one
 /// goes first.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -51,6 +51,8 @@ pub(crate) struct Delivery {
     pub(crate) wechat: Client,
     pub(crate) tokens: TokenClient,
     pub(crate) doorbell: Doorbell,
+    /// [`POLL`].
+    pub(crate) poll: Duration,
     pub(crate) readiness: Readiness,
 }
 
@@ -66,7 +68,7 @@ impl Delivery {
         let this = Arc::new(self);
         let slots = Arc::new(Semaphore::new(CONCURRENCY));
         let mut batches = JoinSet::new();
-        let mut poll = tokio::time::interval(POLL);
+        let mut poll = tokio::time::interval(this.poll);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // More may be due than there was room for.
         let mut backlog = false;
@@ -213,5 +215,97 @@ fn report_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         // The lease brings its messages back.
         warn!("a delivery ended early: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use service_kit::{cli::Service as _, client::Peer, settings::DatabaseUrl, storage};
+    use test_support::eventually;
+    use tokio_util::task::TaskTracker;
+    use tonic::transport::Endpoint;
+    use wechat::{ClientOptions, OpenId};
+
+    use super::*;
+    use crate::{
+        PushService,
+        database::Database,
+        form,
+        message::{Customer, Messages, NewMessage},
+        migration::Migrator,
+    };
+
+    #[tokio::test]
+    async fn what_is_accepted_is_taken_up_before_the_next_poll() {
+        service_kit::telemetry::install_tls_provider();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wxhub.toml");
+        std::fs::write(
+            &path,
+            "[[apps]]\napp_id = \"wx0000000000000002\"\nname = \"news\"\nkind = \"official_account\"\nsecret = \"unused\"\n",
+        )
+        .unwrap();
+        let (catalog, _) = CatalogHandle::load(path, PushService::NEEDS).unwrap();
+        let file = folder.path().join("push.sqlite");
+        let url = DatabaseUrl::new(format!("sqlite://{}", file.display()));
+        let connection = storage::database(&url).await.unwrap();
+        storage::migrate::<Migrator>(&connection).await.unwrap();
+        let clock = Clock::System;
+        let database = Database {
+            connection,
+            clock: clock.clone(),
+        };
+        let store = Store {
+            database: database.clone(),
+        };
+        let doorbell = Doorbell::new(None).unwrap();
+        let messages = Messages {
+            store: store.clone(),
+            forms: form::Store { database },
+            doorbell: doorbell.clone(),
+            catalog: catalog.clone(),
+            clock: clock.clone(),
+            tasks: TaskTracker::new(),
+        };
+        // Nobody is there: a message that was taken up goes back with the reason.
+        let nobody = "http://127.0.0.1:9";
+        let peer = Peer::new(
+            vec![Endpoint::from_static(nobody)],
+            "unused".to_owned().into(),
+        );
+        let delivery = Delivery {
+            store: store.clone(),
+            clock,
+            catalog,
+            wechat: Client::new(ClientOptions::new(nobody.parse().unwrap())).unwrap(),
+            tokens: TokenClient::new(&peer),
+            doorbell,
+            poll: Duration::from_secs(3600),
+            readiness: Readiness::default(),
+        };
+        delivery.readiness.set_ready();
+        let stop = CancellationToken::new();
+        let running = TaskTracker::new().spawn(delivery.run(stop.clone()));
+        // The first may have met the poll at the start, the second can not.
+        for _ in 0..2 {
+            let new = NewMessage {
+                app_id: AppId::try_from("wx0000000000000002").unwrap(),
+                open_id: OpenId::try_from("oReader").unwrap(),
+                caller: "dev".to_owned(),
+                request_id: None,
+                content: Content::Customer(Customer::Text {
+                    content: "在吗".to_owned(),
+                    kf_account: None,
+                }),
+            };
+            let accepted = messages.accept(new).await.unwrap();
+            eventually("it is taken up", Duration::from_secs(60), async || {
+                let found = store.find(&accepted.message_id).await.unwrap();
+                found.is_some_and(|message| !message.errmsg.is_empty())
+            })
+            .await;
+        }
+        stop.cancel();
+        running.await.unwrap().unwrap();
     }
 }

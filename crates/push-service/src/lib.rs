@@ -38,7 +38,7 @@ use wechat::{Client, ClientOptions};
 use self::{
     callback::{Callbacks, seen::Seen},
     database::Database,
-    delivery::{Delivery, UPSTREAM_DEADLINE},
+    delivery::{Delivery, POLL, UPSTREAM_DEADLINE},
     doorbell::Doorbell,
     grpc::PushRpc,
     http::Http,
@@ -128,6 +128,7 @@ impl App {
             wechat,
             tokens: tokens.clone(),
             doorbell: doorbell.clone(),
+            poll: POLL,
             readiness: readiness.clone(),
         };
 

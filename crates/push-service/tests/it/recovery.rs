@@ -159,30 +159,6 @@ async fn a_row_that_cannot_be_read_is_given_up() {
 }
 
 #[tokio::test]
-async fn an_idle_worker_hears_the_doorbell_at_once() {
-    let mut world = World::start(Backend::Embedded).await;
-    let app = world.app().await;
-    let open_id = world.user(NEWS);
-    let first = app.send(template(&open_id)).await.unwrap();
-    app.until_state(&first.message_id, MessageState::Sent).await;
-    // Ten in a row would take ten polls, one a second, if each waited for one.
-    let started = tokio::time::Instant::now();
-    for _ in 0..10 {
-        let accepted = app.send(template(&open_id)).await.unwrap();
-        eventually("it is sent", SOON, async || {
-            app.get(&accepted.message_id).await.state() == MessageState::Sent
-        })
-        .await;
-    }
-    assert!(
-        started.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        started.elapsed()
-    );
-    app.stop().await;
-}
-
-#[tokio::test]
 async fn a_database_that_stops_answering_is_unavailable_and_delays_no_shutdown() {
     let mut world = World::start(Backend::Servers).await;
     let proxy = FaultProxy::start(world.config.database.expose()).await;
