@@ -263,7 +263,7 @@ async fn bad_fields_are_named() {
             assert!(
                 status
                     .message()
-                    .contains("jssdk = { hosts = [\"other.example.com\"] }")
+                    .contains("add \"other.example.com\" to its jssdk.hosts")
             );
         }
     }
