@@ -10,7 +10,7 @@ use service_kit::{
 };
 use tonic::transport::ServerTlsConfig;
 
-/// Ports of DESIGN §2.
+/// The ports where none are set; each service has its own, so that all run on one machine.
 pub const PORTS: Ports = Ports {
     grpc: 50052,
     http: 8081,

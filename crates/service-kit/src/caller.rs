@@ -17,7 +17,7 @@ use crate::{
     status::{self, reason},
 };
 
-/// What a caller is allowed to do (DESIGN §2).
+/// What a caller is allowed to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// Fetch, watch and report tokens and tickets; sign pages.

@@ -10,7 +10,7 @@ use service_kit::{
 use tonic::transport::ServerTlsConfig;
 use url::Url;
 
-/// Ports of DESIGN §2.
+/// The ports where none are set; each service has its own, so that all run on one machine.
 pub const PORTS: Ports = Ports {
     grpc: 50051,
     http: 8080,
