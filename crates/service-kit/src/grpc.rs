@@ -1,7 +1,10 @@
 //! What every gRPC port has: spans, metrics, caller checks, health, reflection.
 
+mod meter;
+
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -10,7 +13,9 @@ use http::{HeaderMap, HeaderName, Request, Response};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument as _, Span, debug, field::Empty, info_span, warn};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
+use self::meter::Meters;
 use crate::{
     status::{self, reason},
     trace,
@@ -20,20 +25,21 @@ use crate::{
 pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// No response head takes longer, whatever deadline its caller set. What is streamed after it may.
 const LONGEST: Duration = Duration::from_secs(30);
-/// Requests by service, method and status code.
-const REQUESTS: &str = "wxhub_grpc_requests_total";
-/// Seconds until the response's head, by service and method.
-const SECONDS: &str = "wxhub_grpc_request_duration_seconds";
 
 /// Opens a span for each RPC, a child of the caller's, and counts and times it.
-#[derive(Debug, Clone, Copy)]
-pub struct TraceLayer;
+#[derive(Debug, Clone, Default)]
+pub struct TraceLayer {
+    meters: Arc<Meters>,
+}
 
 impl<S> Layer<S> for TraceLayer {
     type Service = TraceService<S>;
 
     fn layer(&self, inner: S) -> TraceService<S> {
-        TraceService { inner }
+        TraceService {
+            inner,
+            meters: Arc::clone(&self.meters),
+        }
     }
 }
 
@@ -41,6 +47,7 @@ impl<S> Layer<S> for TraceLayer {
 #[derive(Debug, Clone)]
 pub struct TraceService<S> {
     inner: S,
+    meters: Arc<Meters>,
 }
 
 impl<S, B> Service<Request<B>> for TraceService<S>
@@ -68,13 +75,13 @@ where
             rpc.system = "grpc",
             rpc.service = service,
             rpc.method = method,
-            rpc.grpc.status_code = Empty,
             wxhub.caller = Empty,
         );
         trace::continue_from(&span, request.headers());
         let deadline = deadline(request.headers());
         let observed = Observed {
             span: span.clone(),
+            meters: Arc::clone(&self.meters),
             path,
             started: Instant::now(),
             code: Code::Cancelled,
@@ -98,6 +105,7 @@ where
 /// What is told of an RPC when it ends, also when its caller hangs up and the future is dropped.
 struct Observed {
     span: Span,
+    meters: Arc<Meters>,
     path: String,
     started: Instant,
     code: Code,
@@ -112,14 +120,14 @@ impl Observed {
 impl Drop for Observed {
     fn drop(&mut self) {
         let (code, elapsed) = (self.code, self.started.elapsed());
-        self.span.record("rpc.grpc.status_code", i32::from(code));
+        // For traces alone: of a span that is logged, all fields would be written anew.
+        self.span
+            .set_attribute("rpc.grpc.status_code", i64::from(i32::from(code)));
         // Whoever calls paths that do not exist must not make up label values.
-        let (service, method) = match self.path.split_once('/') {
-            Some((service, method)) if code != Code::Unimplemented => {
-                (service.to_owned(), method.to_owned())
-            }
-            _ => ("other".to_owned(), "other".to_owned()),
-        };
+        let path = Some(self.path.as_str()).filter(|_| code != Code::Unimplemented);
+        let (service, method) = path
+            .and_then(|path| path.split_once('/'))
+            .unwrap_or(("other", "other"));
         let _entered = self.span.enter();
         let duration_ms = elapsed.as_millis();
         if is_failure(code) {
@@ -131,9 +139,7 @@ impl Drop for Observed {
                 duration_ms, "{service}/{method} answered"
             );
         }
-        metrics::counter!(REQUESTS, "service" => service.clone(), "method" => method.clone(), "code" => name(code)).increment(1);
-        metrics::histogram!(SECONDS, "service" => service, "method" => method)
-            .record(elapsed.as_secs_f64());
+        self.meters.count(service, method, code, elapsed);
     }
 }
 
@@ -216,7 +222,7 @@ mod tests {
             .uri("/wxhub.token.v1.TokenService/GetAccessToken")
             .header("grpc-timeout", "250m")
             .body(());
-        let response = TraceLayer
+        let response = TraceLayer::default()
             .layer(stuck)
             .call(request.unwrap())
             .await

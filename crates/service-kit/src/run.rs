@@ -223,7 +223,7 @@ impl Server {
         let grpc = server
             .layer(
                 ServiceBuilder::new()
-                    .layer(grpc::TraceLayer)
+                    .layer(grpc::TraceLayer::default())
                     .layer(CallerLayer::new(self.catalog, self.rules)),
             )
             .add_routes(self.routes)
@@ -346,7 +346,7 @@ async fn keep_up_metrics(stop: CancellationToken) -> Ended {
     ("metrics", Ok(()))
 }
 
-/// Cancelled by the first SIGINT or SIGTERM; the second ends the process at once.
+/// Cancelled by the first SIGINT, SIGTERM or SIGHUP (a terminal that closes); the second ends the process at once.
 ///
 /// # Errors
 /// When the handlers cannot be installed.
@@ -355,15 +355,21 @@ pub fn shutdown_on_signal() -> io::Result<CancellationToken> {
     use tokio::signal::unix::{SignalKind, signal};
 
     let shutdown = CancellationToken::new();
-    let (mut interrupt, mut terminate) = (
+    let (mut interrupt, mut terminate, mut hangup) = (
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
+        signal(SignalKind::hangup())?,
     );
     let cancel = shutdown.clone();
     #[expect(clippy::disallowed_methods, reason = "lives as long as the process")]
     tokio::spawn(async move {
-        let mut next =
-            async || tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} };
+        let mut next = async || {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        };
         next().await;
         cancel.cancel();
         next().await;
