@@ -6,7 +6,7 @@ use proto::push::v1::MessageState;
 use sandbox::{Deliver, Fault};
 use service_kit::settings::DatabaseUrl;
 use test_support::{FaultProxy, eventually};
-use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use crate::world::{AFTER_LEASE, Backend, NEWS, SOON, World, customer, on_both, template};
 
@@ -159,17 +159,25 @@ async fn a_row_that_cannot_be_read_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_database_that_stops_answering_is_unavailable_and_delays_no_shutdown() {
+async fn a_database_that_stops_answering_is_unavailable_until_it_answers() {
     let mut world = World::start(Backend::Servers).await;
     let proxy = FaultProxy::start(world.config.database.expose()).await;
     world.config.database = DatabaseUrl::new(proxy.url(world.config.database.expose()));
     let app = world.app().await;
-    let accepted = app.send(template(&world.user(NEWS))).await.unwrap();
+    let open_id = world.user(NEWS);
+    let accepted = app.send(template(&open_id)).await.unwrap();
     app.until_state(&accepted.message_id, MessageState::Sent)
         .await;
     proxy.stall();
     let unanswered = app.try_get(&accepted.message_id).await.unwrap_err();
-    assert_eq!(unanswered.code(), Code::Unavailable);
+    let reason = unanswered.get_details_error_info().unwrap().reason;
+    assert_eq!(reason, "STORE_UNAVAILABLE");
+    proxy.heal().await;
+    let again = eventually("it is accepted", SOON, async || {
+        app.send(template(&open_id)).await
+    })
+    .await;
+    app.until_state(&again.message_id, MessageState::Sent).await;
     app.stop().await;
 }
 
