@@ -3,6 +3,8 @@
 //!
 //! Nothing here skips: what cannot start panics with what is missing and its log. Every child process dies with the
 //! test process, even when that one is killed, and its temporary folder goes with it.
+// The futures of sea-orm nest deeper than the default of 128 when they are optimised.
+#![recursion_limit = "256"]
 #![expect(
     clippy::expect_used,
     clippy::panic,
