@@ -56,6 +56,8 @@ pub async fn run(
     let mut refreshers = JoinSet::new();
     loop {
         tokio::select! {
+            // One order everywhere here, so that the seed of a simulation replays.
+            biased;
             () = stop.cancelled() => break,
             Some(slot) = fresh.0.recv() => {
                 refreshers.spawn(Refresher::new(broker.clone(), slot).run(stop.clone()));
@@ -122,6 +124,7 @@ impl Refresher {
             changes.mark_unchanged();
             let due = self.due(&self.slot.state(), pause);
             let wish = tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = self.slot.gone.cancelled() => return,
                 wish = self.slot.wished() => Some(wish),

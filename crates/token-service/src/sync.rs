@@ -48,6 +48,7 @@ pub async fn run(
         let mut catalog = broker.catalog().changes();
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 _ = poll.tick() => {
                     sync.look_at(broker.keys()).await;

@@ -253,6 +253,13 @@ impl Slot {
         let mut rotated = false;
         self.state.send_if_modified(|state| {
             let ledger = state.ledger.merge(ledger);
+            // A store that was emptied has lost the doubt about a value, not the reason for it.
+            let doubted = state.held.as_ref().filter(|held| {
+                let same = |new: &Credential| new.version == held.credential.version;
+                credential.as_ref().is_some_and(same)
+            });
+            let doubt = doubted.and_then(|held| held.verify);
+            let verify = verify.into_iter().chain(doubt).min();
             let newer = credential.filter(|new| match &state.held {
                 None => true,
                 Some(held) => {

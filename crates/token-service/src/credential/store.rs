@@ -13,6 +13,7 @@ use std::{
 };
 
 use ::redis::{RedisError, aio::ConnectionManager};
+use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 use service_kit::Sealer;
 use tokio_util::sync::CancellationToken;
@@ -38,8 +39,61 @@ const HISTORY: usize = 16;
 pub enum Store {
     /// In this process, for `wxhub dev`.
     Memory(MemoryStore),
+    /// Behind the faults of a simulation.
+    Simulated(Arc<dyn Simulated>),
     /// In Redis.
     Redis(Arc<RedisStore>),
+}
+
+/// The steps of [`Store`] for a simulation that puts faults before another store: each does what its namesake does.
+#[expect(missing_docs, reason = "said at the namesakes")]
+pub trait Simulated: std::fmt::Debug + Send + Sync {
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, Error>>;
+
+    fn claim<'a>(&'a self, key: &'a Key, claimant: Claimant)
+    -> BoxFuture<'a, Result<Claim, Error>>;
+
+    fn begin<'a>(
+        &'a self,
+        key: &'a Key,
+        lease: Lease,
+        spend: Spend,
+        now: SystemTime,
+    ) -> BoxFuture<'a, Result<Begin, Error>>;
+
+    fn write<'a>(
+        &'a self,
+        key: &'a Key,
+        lease: Lease,
+        fresh: &'a Fresh,
+        now: SystemTime,
+    ) -> BoxFuture<'a, Result<Written, Error>>;
+
+    fn fail<'a>(
+        &'a self,
+        key: &'a Key,
+        lease: Lease,
+        failure: &'a Failure,
+        ambiguous: bool,
+    ) -> BoxFuture<'a, Result<(), Error>>;
+
+    fn release<'a>(&'a self, key: &'a Key, lease: Lease) -> BoxFuture<'a, Result<(), Error>>;
+
+    fn restore<'a>(
+        &'a self,
+        key: &'a Key,
+        held: &'a Credential,
+    ) -> BoxFuture<'a, Result<(), Error>>;
+
+    fn enter<'a>(&'a self, key: &'a Key, ledger: Ledger) -> BoxFuture<'a, Result<(), Error>>;
+
+    fn probe<'a>(&'a self, key: &'a Key, now: SystemTime) -> BoxFuture<'a, Result<bool, Error>>;
+
+    fn follow<'a>(
+        &'a self,
+        stop: &'a CancellationToken,
+        on_event: Box<dyn FnMut(Event) + Send + 'a>,
+    ) -> BoxFuture<'a, ()>;
 }
 
 /// What is stored of one credential.
@@ -64,6 +118,17 @@ impl Record {
     /// The version of the current credential; 0 when there is none.
     pub fn version(&self) -> u64 {
         self.credential.as_ref().map_or(0, |held| held.version)
+    }
+
+    /// Takes note of a call to WeChat that began and did not end: a classic token is ended by it sooner or later (R15).
+    fn doubt(&mut self, begun: Option<SystemTime>) {
+        let classic = |held: &Credential| held.policy == Policy::Classic;
+        if let Some(begun) = begun
+            && self.credential.as_ref().is_some_and(classic)
+        {
+            let verify = begun + VERIFY_AFTER;
+            self.verify = Some(self.verify.map_or(verify, |at| at.min(verify)));
+        }
     }
 
     /// The version that a text had, by its digest.
@@ -98,7 +163,7 @@ pub enum Claim {
 pub struct Lease {
     /// Larger than every one before.
     pub fence: u64,
-    /// The holder before died within its call to WeChat.
+    /// The holder before died within its call to WeChat, or may have: the store has lost what it knew.
     pub takeover: bool,
 }
 
@@ -196,6 +261,7 @@ impl Store {
         match self {
             Self::Memory(store) => Ok(store.load(key)),
             Self::Redis(store) => store.load(key).await,
+            Self::Simulated(store) => store.load(key).await,
         }
     }
 
@@ -207,6 +273,7 @@ impl Store {
         match self {
             Self::Memory(store) => Ok(store.claim(key, claimant)),
             Self::Redis(store) => store.claim(key, claimant).await,
+            Self::Simulated(store) => store.claim(key, claimant).await,
         }
     }
 
@@ -224,6 +291,7 @@ impl Store {
         match self {
             Self::Memory(store) => Ok(store.begin(key, lease, spend, now)),
             Self::Redis(store) => store.begin(key, lease, spend, now).await,
+            Self::Simulated(store) => store.begin(key, lease, spend, now).await,
         }
     }
 
@@ -241,6 +309,7 @@ impl Store {
         match self {
             Self::Memory(store) => Ok(store.write(key, lease, fresh, now)),
             Self::Redis(store) => store.write(key, lease, fresh, now).await,
+            Self::Simulated(store) => store.write(key, lease, fresh, now).await,
         }
     }
 
@@ -262,6 +331,7 @@ impl Store {
                 Ok(())
             }
             Self::Redis(store) => store.fail(key, lease, failure, ambiguous).await,
+            Self::Simulated(store) => store.fail(key, lease, failure, ambiguous).await,
         }
     }
 
@@ -276,6 +346,7 @@ impl Store {
                 Ok(())
             }
             Self::Redis(store) => store.release(key, lease).await,
+            Self::Simulated(store) => store.release(key, lease).await,
         }
     }
 
@@ -287,6 +358,7 @@ impl Store {
         match self {
             Self::Memory(store) => Ok(store.probe(key, now)),
             Self::Redis(store) => store.probe(key).await,
+            Self::Simulated(store) => store.probe(key, now).await,
         }
     }
 
@@ -301,6 +373,7 @@ impl Store {
                 Ok(())
             }
             Self::Redis(store) => store.restore(key, held).await,
+            Self::Simulated(store) => store.restore(key, held).await,
         }
     }
 
@@ -315,6 +388,7 @@ impl Store {
                 Ok(())
             }
             Self::Redis(store) => store.enter(key, ledger).await,
+            Self::Simulated(store) => store.enter(key, ledger).await,
         }
     }
 
@@ -323,6 +397,7 @@ impl Store {
         match self {
             Self::Memory(store) => store.follow(stop, on_event).await,
             Self::Redis(store) => store.follow(stop, on_event).await,
+            Self::Simulated(store) => store.follow(stop, Box::new(on_event)).await,
         }
     }
 }

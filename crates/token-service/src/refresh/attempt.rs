@@ -171,6 +171,7 @@ impl<'a> Attempt<'a> {
         let mut changes = self.slot.changes();
         changes.mark_unchanged();
         tokio::select! {
+            biased;
             _ = changes.changed() => {}
             () = tokio::time::sleep(left.min(LOOK)) => {}
         }
@@ -417,7 +418,7 @@ impl<'a> Attempt<'a> {
             }
             Err(error) => {
                 error!(app.id = %app.app_id, credential = kind.as_str(), error = %error, "refreshed, but held in memory alone");
-                self.hold_unstored(fresh);
+                self.hold_unstored(fresh).await;
                 Ok(())
             }
         }
@@ -442,7 +443,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    fn hold_unstored(&self, fresh: Fresh) {
+    async fn hold_unstored(&self, fresh: Fresh) {
         let state = self.slot.state();
         let held = state
             .held
@@ -456,7 +457,10 @@ impl<'a> Attempt<'a> {
                     + 1
             }
         };
-        self.slot.hold(fresh.with_version(version));
+        let credential = fresh.with_version(version);
+        self.slot.hold(credential.clone());
+        // The store may have come back just before there was something to put back.
+        let _ = self.broker.store().restore(self.key(), &credential).await;
     }
 
     async fn fail(&self, app: &App, lease: Lease, call: Call, error: &wechat::Error) -> Error {
@@ -520,7 +524,8 @@ impl<'a> Attempt<'a> {
                     policy: answer.policy,
                     highest: self.slot.state().version(),
                     reported: false,
-                });
+                })
+                .await;
                 Ok(())
             }
             Err(Refusal::WeChat(call, refused)) => {

@@ -37,8 +37,8 @@ struct Entry {
     written: u64,
     /// The holder's fence and when its lease ends.
     lease: Option<(u64, SystemTime)>,
-    /// The fence of a call that began and did not end.
-    begun: Option<u64>,
+    /// The fence of a call that began and did not end, and when it began.
+    begun: Option<(u64, SystemTime)>,
     forced_at: Option<SystemTime>,
     probed_at: Option<SystemTime>,
 }
@@ -63,7 +63,11 @@ impl MemoryStore {
     }
 
     pub(super) fn load(&self, key: &Key) -> Option<Record> {
-        self.entries().get(key).map(|entry| entry.record.clone())
+        let entries = self.entries();
+        let entry = entries.get(key)?;
+        let mut record = entry.record.clone();
+        record.doubt(entry.begun.map(|(_, at)| at));
+        Some(record)
     }
 
     pub(super) fn claim(&self, key: &Key, Claimant { replaces, now }: Claimant) -> Claim {
@@ -80,7 +84,7 @@ impl MemoryStore {
         let fence = entry.granted.max(replaces).max(millis(since_epoch(now))) + 1;
         entry.granted = fence;
         entry.lease = Some((fence, now + LEASE));
-        let takeover = entry.begun.is_some();
+        let takeover = entry.begun.is_some() || entry.record.version() < replaces;
         Claim::Granted(Lease { fence, takeover })
     }
 
@@ -107,7 +111,7 @@ impl MemoryStore {
         }
         ledger.calls += 1;
         entry.record.ledger = ledger;
-        entry.begun = Some(lease.fence);
+        entry.begun = Some((lease.fence, now));
         Begin::Granted(ledger)
     }
 
@@ -200,7 +204,8 @@ impl Entry {
     }
 
     fn write(&mut self, lease: Lease, fresh: &Fresh, now: SystemTime) -> Written {
-        if lease.fence < self.written {
+        // Versions outlive a store that was emptied, other than what was written last.
+        if lease.fence < self.written.max(self.record.version()) {
             if fresh.policy == Policy::Classic {
                 self.record.verify = Some(now + SUPERSEDED_AFTER);
             }
@@ -233,10 +238,12 @@ impl Entry {
             policy: fresh.policy,
             times: fresh.times,
         });
-        self.record.verify = verify_at(fresh.policy, lease, now);
+        // What cast doubt on the one before may yet befall this one.
+        let doubt = self.record.verify.filter(|verify| *verify > now);
+        self.record.verify = verify_at(fresh.policy, lease, now).or(doubt);
         self.record.failure = None;
         self.written = lease.fence;
-        if self.begun.is_some_and(|begun| begun <= lease.fence) {
+        if self.begun.is_some_and(|(begun, _)| begun <= lease.fence) {
             self.begun = None;
         }
         if self.holds(lease) {

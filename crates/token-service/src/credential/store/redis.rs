@@ -65,7 +65,8 @@ if not redis.call('SET', KEYS[2], fence, 'NX', 'PX', ARGV[3]) then
 end
 redis.call('HSET', KEYS[1], 'granted', fence)
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
-return {'granted', fence, tostring(redis.call('HEXISTS', KEYS[1], 'begun'))}
+local doubted = redis.call('HEXISTS', KEYS[1], 'begun') == 1 or version < replaces
+return {'granted', fence, doubted and '1' or '0'}
 ";
 
 /// Enters a call to WeChat in the ledger and marks it as begun. ARGV: fence, now, day, calls allowed, forced ones allowed or -1,
@@ -83,7 +84,7 @@ if limit >= 0 then
   if tonumber(ARGV[2]) < next then return {'not forced', string.format('%.0f', next)} end
   redis.call('HSET', KEYS[1], 'forced_at', ARGV[2], 'forced', forced + 1)
 end
-redis.call('HSET', KEYS[1], 'calls', calls + 1, 'begun', ARGV[1])
+redis.call('HSET', KEYS[1], 'calls', calls + 1, 'begun', ARGV[1], 'begun_at', ARGV[2])
 local granted = redis.call('HMGET', KEYS[1], 'day', 'calls', 'forced', 'rejected')
 table.insert(granted, 1, 'granted')
 return granted
@@ -94,14 +95,15 @@ return granted
 /// or empty, when to verify what supersedes it or empty, lifetime, digests kept, channel, message, day, whether reported.
 const WRITE: &str = with_ledger!(
     r"
-if tonumber(ARGV[1]) < tonumber(redis.call('HGET', KEYS[1], 'written') or '0') then
+local version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
+-- Versions outlive a store that was emptied, other than what was written last.
+if tonumber(ARGV[1]) < math.max(version, tonumber(redis.call('HGET', KEYS[1], 'written') or '0')) then
   if ARGV[11] ~= '' then
     redis.call('HSET', KEYS[1], 'verify', ARGV[11])
     redis.call('PUBLISH', ARGV[14], ARGV[15])
   end
   return 'superseded'
 end
-local version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
 if redis.call('HGET', KEYS[1], 'digest') ~= ARGV[4] then
   version = math.max(version, tonumber(ARGV[3]), tonumber(ARGV[2])) + 1
   local kept = {}
@@ -117,10 +119,15 @@ end
 version = string.format('%.0f', version)
 redis.call('HSET', KEYS[1], 'written', ARGV[1], 'version', version, 'digest', ARGV[4], 'secret', ARGV[5], 'policy', ARGV[6],
   'refresh', ARGV[7], 'expire', ARGV[8], 'floor', ARGV[9])
-redis.call('HDEL', KEYS[1], 'failure', 'verify')
-if ARGV[10] ~= '' then redis.call('HSET', KEYS[1], 'verify', ARGV[10]) end
+redis.call('HDEL', KEYS[1], 'failure')
+-- What cast doubt on the one before may yet befall this one.
+if ARGV[10] ~= '' then
+  redis.call('HSET', KEYS[1], 'verify', ARGV[10])
+elseif tonumber(redis.call('HGET', KEYS[1], 'verify') or '0') <= tonumber(ARGV[2]) then
+  redis.call('HDEL', KEYS[1], 'verify')
+end
 local begun = redis.call('HGET', KEYS[1], 'begun')
-if begun and tonumber(begun) <= tonumber(ARGV[1]) then redis.call('HDEL', KEYS[1], 'begun') end
+if begun and tonumber(begun) <= tonumber(ARGV[1]) then redis.call('HDEL', KEYS[1], 'begun', 'begun_at') end
 if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[12])
 redis.call('PUBLISH', ARGV[14], ARGV[15])
@@ -139,7 +146,7 @@ if ARGV[7] ~= '' then
 end
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return end
 redis.call('HSET', KEYS[1], 'failure', ARGV[2])
-if ARGV[3] == '0' then redis.call('HDEL', KEYS[1], 'begun') end
+if ARGV[3] == '0' then redis.call('HDEL', KEYS[1], 'begun', 'begun_at') end
 redis.call('DEL', KEYS[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 redis.call('PUBLISH', ARGV[5], ARGV[6])
@@ -513,7 +520,7 @@ impl RedisStore {
             let (version, digest) = entry.split_once(':')?;
             Some((version.parse().ok()?, digest.to_owned()))
         });
-        Ok(Record {
+        let mut record = Record {
             credential,
             verify: moment("verify")?,
             failure: failure
@@ -527,7 +534,9 @@ impl RedisStore {
                 exhausted: small("exhausted")? > 0,
             },
             history: history.collect(),
-        })
+        };
+        record.doubt(moment("begun_at")?);
+        Ok(record)
     }
 }
 

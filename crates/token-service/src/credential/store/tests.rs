@@ -132,6 +132,7 @@ impl Suite {
         match &self.store {
             Store::Memory(store) => store.expire_lease(&key()),
             Store::Redis(store) => store.expire_lease(&key()).await,
+            Store::Simulated(_) => unreachable!("the suite has no simulation"),
         }
     }
 }
@@ -254,8 +255,17 @@ async fn r15_a_takeover_of_a_call_that_began_is_verified_a_minute_later() {
         assert_eq!(suite.record().await.verify, Some(later(60)));
         let next = suite.lease(version).await;
         assert!(!next.takeover);
+        // One that comes sooner takes the doubt over: the dead holder's request may be on its way yet.
         suite.granted(next).await;
-        suite.write(next, "verified").await;
+        let Written::Stored(version) = suite.write(next, "sooner").await else {
+            unreachable!("nobody else writes")
+        };
+        assert_eq!(suite.record().await.verify, Some(later(60)));
+        let last = suite.lease(version).await;
+        suite.granted(last).await;
+        let verified = fresh("verified", Policy::Classic);
+        let written = suite.store.write(&key(), last, &verified, later(60)).await;
+        assert!(matches!(written, Ok(Written::Stored(_))));
         assert_eq!(suite.record().await.verify, None);
     }
 }
@@ -276,6 +286,34 @@ async fn r15_a_failure_that_may_have_reached_wechat_stays_in_doubt() {
             assert_eq!(next.takeover, takeover);
             suite.store.release(&key(), next).await.unwrap();
         }
+    }
+}
+
+#[tokio::test]
+async fn r15_a_call_that_began_and_never_ended_is_verified_though_nothing_is_due() {
+    for suite in Suite::both().await {
+        let version = suite.stored("token").await;
+        assert_eq!(suite.record().await.verify, None);
+        let dead = suite.lease(version).await;
+        suite.granted(dead).await;
+        assert_eq!(suite.record().await.verify, Some(later(60)));
+    }
+}
+
+#[tokio::test]
+async fn r04_a_late_writer_overwrites_nothing_that_was_put_back() {
+    for suite in Suite::both().await {
+        let late = suite.lease(0).await;
+        suite.granted(late).await;
+        let held = Credential {
+            secret: "newer".into(),
+            version: late.fence + 1,
+            policy: Policy::Classic,
+            times: fresh("newer", Policy::Classic).times,
+        };
+        suite.store.restore(&key(), &held).await.unwrap();
+        assert_eq!(suite.write(late, "older").await, Written::Superseded);
+        assert_eq!(suite.record().await.version(), held.version);
     }
 }
 
