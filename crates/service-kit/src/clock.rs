@@ -120,7 +120,7 @@ mod tests {
     async fn a_suspend_moves_both_times_but_no_timer() {
         let clock = Clock::tokio(UNIX_EPOCH);
         let timer = tokio::time::Instant::now();
-        clock.clone().suspend(Duration::from_secs(60));
+        clock.suspend(Duration::from_secs(60));
         assert_eq!(clock.unix_seconds(), 60);
         assert_eq!(clock.elapsed(), Duration::from_secs(60));
         assert_eq!(timer.elapsed(), Duration::ZERO);
