@@ -40,8 +40,10 @@ const BATCH: u32 = 100;
 const BATCHES: usize = 2_000;
 /// Reads from Redis in one round.
 const REDIS_GETS: usize = 2_000;
-/// Who comes at once to a cold cache.
+/// Who comes at once to a cold cache, over how many connections: HTTP/2 servers end a connection on which thousands of
+/// small frames wait unread (h2's `too_many_data_frames`).
 const CALLERS: usize = 10_000;
+const CALLERS_CONNECTIONS: usize = 100;
 /// WeChat is so slow with a cold cache that all of them come in time.
 const SLOW_MS: u64 = 2_000;
 /// Apps whose refresh is measured, and refreshes at once.
@@ -65,8 +67,8 @@ struct Round {
 /// GetAccessToken beside an empty RPC.
 async fn rpc() -> anyhow::Result<()> {
     let world = World::start(1, None).await?;
-    let tokens = connect(world.grpc).await?;
-    let empties = connect(empty::serve().await?).await?;
+    let tokens = connect(world.grpc, CONNECTIONS).await?;
+    let empties = connect(empty::serve().await?, CONNECTIONS).await?;
     let token = |channel| async { get(channel, 0).await.map(drop) };
     // Warm connections, a warm cache.
     load(&tokens, token).await?;
@@ -99,9 +101,9 @@ async fn rpc() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn connect(addr: SocketAddr) -> anyhow::Result<Vec<Channel>> {
+async fn connect(addr: SocketAddr, connections: usize) -> anyhow::Result<Vec<Channel>> {
     let endpoint = Endpoint::try_from(format!("http://{addr}"))?.tcp_nodelay(true);
-    let channels = (0..CONNECTIONS).map(|_| {
+    let channels = (0..connections).map(|_| {
         let endpoint = endpoint.clone();
         // Its connection is made now: no round pays for it.
         async move { endpoint.connect().await }
@@ -207,7 +209,7 @@ async fn cold() -> anyhow::Result<()> {
         delay_ms: Some(SLOW_MS),
         ..Fault::at(STABLE_TOKEN)
     })?;
-    let channels = connect(world.grpc).await?;
+    let channels = connect(world.grpc, CALLERS_CONNECTIONS).await?;
     let mut callers = JoinSet::new();
     for channel in channels.iter().cycle().take(CALLERS) {
         let channel = channel.clone();
@@ -233,7 +235,7 @@ async fn cold() -> anyhow::Result<()> {
 async fn refresh() -> anyhow::Result<()> {
     let redis = Redis::start().await;
     let world = World::start(APPS, Some(&redis)).await?;
-    let channels = connect(world.grpc).await?;
+    let channels = connect(world.grpc, CONNECTIONS).await?;
     let before = processor_time();
     let mut workers = JoinSet::new();
     for (worker, channel) in channels.iter().cycle().take(REFRESHES).enumerate() {
