@@ -5,7 +5,8 @@ use std::path::Path;
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    // Asked for when it runs: clones that share a target folder share this program.
+    let root = Path::new(&std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     let files = [
         "wxhub/token/v1/token.proto",
         "wxhub/auth/v1/auth.proto",

@@ -1,7 +1,7 @@
 //! Logging in: a mini program's `wx.login` code becomes a session.
 //!
 //! A code works once at WeChat, but reaches us more often: a double tap, a retry after a lost answer, a gateway that
-//! repeats. So each login first [claims](claim) its code. The winner exchanges it and leaves its answer for a while;
+//! repeats. So each login first claims its code. The winner exchanges it and leaves its answer for a while;
 //! everybody else gives that same answer. What was exchanged is kept, sealed, until it has become a session, so that the
 //! database's outage in between costs a retry and not the user's code; with Redis away as well the user signs in anew.
 
