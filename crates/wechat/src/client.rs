@@ -4,6 +4,8 @@ mod answer;
 mod credential;
 mod login;
 mod message;
+mod oauth;
+mod user_data;
 
 use std::{net::IpAddr, time::Duration};
 
@@ -15,6 +17,8 @@ use url::{Host, Url};
 pub use self::{
     credential::{Issued, TicketType},
     login::CodeSession,
+    oauth::{OAuthGrant, OAuthRequest, OAuthScope, OAuthUser, oauth_authorize_url},
+    user_data::PhoneNumber,
 };
 use crate::{AccessToken, AppId, BuildError, Error, error::TransportError};
 
@@ -183,11 +187,7 @@ impl Client {
             secrets,
             ..
         } = call;
-        let mut url = self.api_url.clone();
-        url.set_path(&format!(
-            "{}{endpoint}",
-            self.api_url.path().trim_end_matches('/')
-        ));
+        let mut url = at(&self.api_url, endpoint);
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
@@ -212,6 +212,13 @@ impl Client {
         let (status, body) = read(endpoint, response).await?;
         answer::parse(endpoint, status, &body, secrets)
     }
+}
+
+/// `path` below `base`, whose own path is kept.
+fn at(base: &Url, path: &str) -> Url {
+    let mut url = base.clone();
+    url.set_path(&format!("{}{path}", base.path().trim_end_matches('/')));
+    url
 }
 
 fn json_body(endpoint: &'static str, body: &impl Serialize) -> Result<Vec<u8>, Error> {

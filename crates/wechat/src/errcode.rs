@@ -81,6 +81,7 @@ codes! {
     IP_NOT_REGISTERED = 61004, "The caller's address is not in the account's allow-list.";
     MINOR_PROTECTED = 70000, "Blocked to protect a minor.";
     SESSION_KEY_GONE = 87007, "The `session_key` does not exist or is expired.";
+    INVALID_SIGNATURE_METHOD = 87008, "The `sig_method` is none that WeChat knows.";
     INVALID_SESSION_SIGNATURE = 87009, "The signature does not fit: the `session_key` is no longer valid.";
     IP_AWAITS_CONFIRMATION = 89501, "The address awaits an administrator's confirmation.";
     CALL_AWAITS_CONFIRMATION = 89503, "An administrator must confirm this call.";
@@ -195,6 +196,7 @@ impl ErrCode {
             | 76001..=76004
             | 76021
             | 76022
+            | 87008
             | 87014
             | 200_013..=200_022
             | 9_001_001.. => Class::Caller,
@@ -282,7 +284,7 @@ mod tests {
         (Class::Caller, &[76001, 76002, 76003, 76004, 76021, 76022]),
         (Class::Config, &[85000, 85999, 86000, 86999, 89000, 89999]),
         (Class::Grant, &[87007, 87009]),
-        (Class::Caller, &[87014]),
+        (Class::Caller, &[87008, 87014]),
         (Class::Config, &[89501, 89503, 89506, 89507]),
         (Class::Config, &[200_011, 200_012]),
         (Class::Caller, &[200_013, 200_022]),

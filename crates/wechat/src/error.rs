@@ -129,13 +129,23 @@ pub struct ApiError {
 
 impl ApiError {
     /// What to do about it: the code's class, save that 40001 of a call that takes the AppSecret
-    /// means a wrong secret.
+    /// means a wrong secret, and that only the user can mend a [`UserToken`](crate::UserToken).
     pub fn class(&self) -> Class {
         match (self.errcode, self.endpoint) {
             (
                 ErrCode::INVALID_CREDENTIAL,
-                "/cgi-bin/token" | "/cgi-bin/stable_token" | "/sns/jscode2session",
+                "/cgi-bin/token"
+                | "/cgi-bin/stable_token"
+                | "/sns/jscode2session"
+                | "/sns/oauth2/access_token",
             ) => Class::Config,
+            (
+                ErrCode::INVALID_CREDENTIAL
+                | ErrCode::INVALID_ACCESS_TOKEN
+                | ErrCode::ACCESS_TOKEN_EXPIRED
+                | ErrCode::API_UNAUTHORIZED,
+                "/sns/userinfo",
+            ) => Class::Grant,
             _ => self.errcode.class(),
         }
     }
@@ -192,8 +202,28 @@ mod tests {
             Class::Token
         );
         assert_eq!(
+            api("/sns/oauth2/access_token", ErrCode::INVALID_CREDENTIAL).class(),
+            Class::Config
+        );
+        assert_eq!(
             api("/cgi-bin/token", ErrCode::DAILY_QUOTA).class(),
             Class::Day
+        );
+    }
+
+    #[test]
+    fn a_refused_user_token_is_the_users_to_mend() {
+        for errcode in [
+            ErrCode::INVALID_CREDENTIAL,
+            ErrCode::INVALID_ACCESS_TOKEN,
+            ErrCode::ACCESS_TOKEN_EXPIRED,
+            ErrCode::API_UNAUTHORIZED,
+        ] {
+            assert_eq!(api("/sns/userinfo", errcode).class(), Class::Grant);
+        }
+        assert_eq!(
+            api("/sns/userinfo", ErrCode::SYSTEM_ERROR).class(),
+            Class::Backoff
         );
     }
 

@@ -12,7 +12,10 @@ mod message;
 mod secret;
 
 pub use self::{
-    client::{Client, ClientOptions, CodeSession, Issued, TicketType},
+    client::{
+        Client, ClientOptions, CodeSession, Issued, OAuthGrant, OAuthRequest, OAuthScope,
+        OAuthUser, PhoneNumber, TicketType, oauth_authorize_url,
+    },
     errcode::{Class, ErrCode},
     error::{ApiError, BuildError, Error, TransportError},
     id::{AppId, InvalidId, MsgId, OpenId, UnionId},
@@ -20,5 +23,5 @@ pub use self::{
         CustomerContent, CustomerMessage, FormTemplateMessage, MiniProgramLink, MiniProgramState,
         SubscribeMessage, TemplateData, TemplateMessage,
     },
-    secret::{AccessToken, AppSecret, SessionKey, Ticket},
+    secret::{AccessToken, AppSecret, RefreshToken, SessionKey, Ticket, UserToken},
 };

@@ -51,6 +51,15 @@ secret! {
     AccessToken
 }
 secret! {
+    /// Authorises calls on behalf of one user who consented in web OAuth; unrelated to
+    /// [`AccessToken`].
+    UserToken
+}
+secret! {
+    /// Renews a [`UserToken`]; lives 30 days.
+    RefreshToken
+}
+secret! {
     /// Signs pages (`jsapi`) or cards (`wx_card`) of an app.
     Ticket
 }

@@ -27,8 +27,9 @@ use tokio::{
 use url::Url;
 use wechat::{
     AccessToken, AppId, AppSecret, BuildError, Class, Client, ClientOptions, CustomerContent,
-    CustomerMessage, ErrCode, Error, FormTemplateMessage, Issued, MiniProgramLink, OpenId,
-    SubscribeMessage, TemplateMessage, Ticket, TicketType,
+    CustomerMessage, ErrCode, Error, FormTemplateMessage, Issued, MiniProgramLink, OAuthGrant,
+    OAuthRequest, OAuthScope, OAuthUser, OpenId, RefreshToken, SessionKey, SubscribeMessage,
+    TemplateMessage, Ticket, TicketType, UserToken, oauth_authorize_url,
 };
 
 const TOKEN: &str = "50_tok-en_S3CRET";
@@ -374,6 +375,276 @@ async fn a_session_may_name_a_union_id() {
             .await
             .unwrap();
         assert_eq!(session.union_id.as_ref().map(|id| id.as_str()), expected);
+    }
+}
+
+#[test]
+fn the_authorize_page_has_wechats_order_and_fragment() {
+    let redirect_uri = Url::parse("https://h5.example.com/oauth/news/callback?a=b&c=d e").unwrap();
+    let app = app();
+    let request = |scope, force_popup| OAuthRequest {
+        app_id: &app,
+        redirect_uri: &redirect_uri,
+        scope,
+        state: "a1B2",
+        force_popup,
+    };
+    let encoded = "https%3A%2F%2Fh5.example.com%2Foauth%2Fnews%2Fcallback%3Fa%3Db%26c%3Dd%2520e";
+    let open_url = Url::parse("https://open.weixin.qq.com").unwrap();
+    assert_eq!(
+        oauth_authorize_url(&open_url, &request(OAuthScope::Base, false)).as_str(),
+        format!(
+            "https://open.weixin.qq.com/connect/oauth2/authorize?appid=wx0000000000000001&redirect_uri={encoded}&response_type=code&scope=snsapi_base&state=a1B2#wechat_redirect"
+        )
+    );
+    let open_url = Url::parse("http://127.0.0.1:8090/open/").unwrap();
+    assert_eq!(
+        oauth_authorize_url(&open_url, &request(OAuthScope::UserInfo, true)).as_str(),
+        format!(
+            "http://127.0.0.1:8090/open/connect/oauth2/authorize?appid=wx0000000000000001&redirect_uri={encoded}&response_type=code&scope=snsapi_userinfo&state=a1B2&forcePopup=true#wechat_redirect"
+        )
+    );
+}
+
+#[tokio::test]
+async fn an_oauth_code_is_exchanged() {
+    let wechat = WeChat::answering(
+        r#"{"access_token":"u1","expires_in":7200,"refresh_token":"r1","openid":"oUser","scope":"snsapi_base,snsapi_userinfo,snsapi_new","unionid":"ocMvos6NjeK","is_snapshotuser":0}"#,
+    )
+    .await;
+    let grant = wechat
+        .client
+        .oauth_access_token(&app(), &secret(), CODE)
+        .await
+        .unwrap();
+    assert_eq!(
+        grant,
+        OAuthGrant {
+            access_token: UserToken::new("u1"),
+            expires_in: Duration::from_secs(7200),
+            refresh_token: RefreshToken::new("r1"),
+            open_id: user(),
+            scopes: vec![OAuthScope::Base, OAuthScope::UserInfo],
+            union_id: Some("ocMvos6NjeK".parse().unwrap()),
+            is_snapshot_user: false,
+        }
+    );
+    let shown = format!("{grant:?}");
+    assert!(
+        !shown.contains("\"u1") && !shown.contains("\"r1"),
+        "{shown}"
+    );
+
+    let seen = wechat.seen();
+    assert_eq!(
+        (seen.method, seen.path.as_str()),
+        (Method::GET, "/sns/oauth2/access_token")
+    );
+    assert_eq!(
+        seen.query,
+        pairs(&[
+            ("appid", "wx0000000000000001"),
+            ("secret", SECRET),
+            ("code", CODE),
+            ("grant_type", "authorization_code")
+        ])
+    );
+}
+
+#[tokio::test]
+async fn a_snapshots_user_is_told() {
+    for (flag, expected) in [
+        (r#","is_snapshotuser":1"#, true),
+        (r#","is_snapshotuser":"1""#, true),
+        (r#","is_snapshotuser":0"#, false),
+        (r#","is_snapshotuser":null"#, false),
+        ("", false),
+    ] {
+        let body = format!(
+            r#"{{"access_token":"u","expires_in":7200,"refresh_token":"r","openid":"oUser","scope":"snsapi_base"{flag}}}"#
+        );
+        let wechat = WeChat::answering(body.as_str()).await;
+        let grant = wechat
+            .client
+            .oauth_access_token(&app(), &secret(), CODE)
+            .await
+            .unwrap();
+        assert_eq!(
+            (grant.is_snapshot_user, grant.union_id),
+            (expected, None),
+            "{flag}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_oauth_user_is_described() {
+    let wechat = WeChat::answering(
+        r#"{"openid":"oUser","nickname":"张三 😀","sex":"0","province":"","city":"","country":"","headimgurl":"https://thirdwx.qlogo.cn/x/132","privilege":[],"unionid":"ocMvos6NjeK"}"#,
+    )
+    .await;
+    let described = wechat
+        .client
+        .oauth_user_info(&UserToken::new(TOKEN), &user())
+        .await
+        .unwrap();
+    assert_eq!(
+        described,
+        OAuthUser {
+            open_id: user(),
+            nickname: "张三 😀".to_owned(),
+            head_img_url: Some("https://thirdwx.qlogo.cn/x/132".to_owned()),
+            union_id: Some("ocMvos6NjeK".parse().unwrap()),
+        }
+    );
+    let seen = wechat.seen();
+    assert_eq!(
+        (seen.method, seen.path.as_str()),
+        (Method::GET, "/sns/userinfo")
+    );
+    assert_eq!(
+        seen.query,
+        pairs(&[
+            ("access_token", TOKEN),
+            ("openid", "oUser"),
+            ("lang", "zh_CN")
+        ])
+    );
+
+    let wechat = WeChat::answering(r#"{"openid":"oUser","nickname":"","headimgurl":""}"#).await;
+    let described = wechat
+        .client
+        .oauth_user_info(&UserToken::new(TOKEN), &user())
+        .await
+        .unwrap();
+    assert_eq!(
+        (
+            described.nickname.as_str(),
+            described.head_img_url,
+            described.union_id
+        ),
+        ("", None, None)
+    );
+}
+
+/// Of the empty text, under the key `k`.
+const SIGNATURE: &str = "8bb990c40a7d61cb97597a942125025be50ac8beb74436e3735b98893a7f6620";
+
+#[tokio::test]
+async fn a_session_key_is_checked() {
+    for (answer, expected) in [
+        (r#"{"errcode":0,"errmsg":"ok"}"#, true),
+        (
+            r#"{"errcode":87009,"errmsg":"invalid signature rid: 5f1e"}"#,
+            false,
+        ),
+        (
+            r#"{"errcode":87007,"errmsg":"session_key is not existd or expired"}"#,
+            false,
+        ),
+    ] {
+        let wechat = WeChat::answering(answer).await;
+        let checked = wechat
+            .client
+            .check_session_key(&token(), &user(), &SessionKey::new("k"))
+            .await
+            .unwrap();
+        assert_eq!(checked, expected, "{answer}");
+        let seen = wechat.seen();
+        assert_eq!(
+            (seen.method, seen.path.as_str()),
+            (Method::GET, "/wxa/checksession")
+        );
+        assert_eq!(
+            seen.query,
+            pairs(&[
+                ("access_token", TOKEN),
+                ("openid", "oUser"),
+                ("signature", SIGNATURE),
+                ("sig_method", "hmac_sha256")
+            ])
+        );
+    }
+
+    let wechat = WeChat::answering(r#"{"errcode":40003,"errmsg":"invalid openid"}"#).await;
+    let error = wechat
+        .client
+        .check_session_key(&token(), &user(), &SessionKey::new("k"))
+        .await
+        .unwrap_err();
+    assert_eq!(error.errcode(), Some(ErrCode::INVALID_OPEN_ID));
+}
+
+#[tokio::test]
+async fn a_session_key_is_reset() {
+    let wechat = WeChat::answering(
+        r#"{"errcode":0,"errmsg":"ok","openid":"oUser","session_key":"tiihtNczf5v6AKRyjwEUhQ=="}"#,
+    )
+    .await;
+    let key = wechat
+        .client
+        .reset_session_key(&token(), &user(), &SessionKey::new("k"))
+        .await
+        .unwrap();
+    assert_eq!(key, SessionKey::new("tiihtNczf5v6AKRyjwEUhQ=="));
+    let seen = wechat.seen();
+    assert_eq!(
+        (seen.method, seen.path.as_str()),
+        (Method::GET, "/wxa/resetusersessionkey")
+    );
+    assert_eq!(
+        seen.query,
+        pairs(&[
+            ("access_token", TOKEN),
+            ("openid", "oUser"),
+            ("signature", SIGNATURE),
+            ("sig_method", "hmac_sha256")
+        ])
+    );
+
+    let wechat = WeChat::answering(r#"{"errcode":87009,"errmsg":"invalid signature"}"#).await;
+    let error = wechat
+        .client
+        .reset_session_key(&token(), &user(), &SessionKey::new("k"))
+        .await
+        .unwrap_err();
+    assert_eq!(error.class(), Class::Grant);
+}
+
+#[tokio::test]
+async fn a_phone_number_is_fetched() {
+    for (country_code, open_id, body) in [
+        ("\"86\"", None, r#"{"code":"c0de+c0de"}"#),
+        (
+            "86",
+            Some(user()),
+            r#"{"code":"c0de+c0de","openid":"oUser"}"#,
+        ),
+    ] {
+        let answer = format!(
+            r#"{{"errcode":0,"errmsg":"ok","phone_info":{{"phoneNumber":"13580006666","purePhoneNumber":"13580006666","countryCode":{country_code},"watermark":{{"timestamp":1637744274,"appid":"wx0000000000000001"}}}}}}"#
+        );
+        let wechat = WeChat::answering(answer.as_str()).await;
+        let phone = wechat
+            .client
+            .phone_number(&token(), CODE, open_id.as_ref())
+            .await
+            .unwrap();
+        assert_eq!(
+            (
+                phone.phone_number.as_str(),
+                phone.pure_phone_number.as_str(),
+                phone.country_code.as_str()
+            ),
+            ("13580006666", "13580006666", "86")
+        );
+        assert_eq!(format!("{phone:?}"), "PhoneNumber(redacted)");
+        let seen = wechat.seen();
+        assert_eq!(
+            (seen.method, seen.path.as_str(), seen.body.as_str()),
+            (Method::POST, "/wxa/business/getuserphonenumber", body)
+        );
+        assert_eq!(seen.query, pairs(&[("access_token", TOKEN)]));
     }
 }
 
@@ -858,7 +1129,21 @@ async fn an_errmsg_that_repeats_a_secret_does_not_reveal_it() {
             .await
             .unwrap_err(),
     );
-    for (error, own) in errors.iter().zip([SECRET, SECRET, SECRET, TOKEN, TOKEN]) {
+    let user_token = UserToken::new(TOKEN);
+    errors.push(
+        client
+            .oauth_user_info(&user_token, &user())
+            .await
+            .unwrap_err(),
+    );
+    errors.push(
+        client
+            .oauth_access_token(&app(), &secret(), CODE)
+            .await
+            .unwrap_err(),
+    );
+    let own = [SECRET, SECRET, SECRET, TOKEN, TOKEN, TOKEN, SECRET];
+    for (error, own) in errors.iter().zip(own) {
         assert!(!shown(error).contains(own), "{error:?}");
     }
 }
@@ -917,6 +1202,11 @@ async fn each_call_has_a_span_that_reveals_nothing() {
     assert_reveals_nothing(&log);
 
     let (_, log) = log_of(wechat.client.code_to_session(&app(), &secret(), CODE)).await;
+    assert_reveals_nothing(&log);
+    let (_, log) = log_of(wechat.client.oauth_access_token(&app(), &secret(), CODE)).await;
+    assert_reveals_nothing(&log);
+    let user_token = UserToken::new(TOKEN);
+    let (_, log) = log_of(wechat.client.oauth_user_info(&user_token, &user())).await;
     assert_reveals_nothing(&log);
     let (_, log) = log_of(wechat.client.send_customer(&token(), &customer_text())).await;
     assert_reveals_nothing(&log);
