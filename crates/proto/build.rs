@@ -29,6 +29,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ".wxhub.auth.v1.LoginRequest",
             ".wxhub.auth.v1.VerifySessionRequest",
             ".wxhub.auth.v1.RevokeSessionRequest",
+            ".wxhub.auth.v1.ExchangeTicketRequest",
+            ".wxhub.auth.v1.DecryptUserDataRequest",
+            ".wxhub.auth.v1.DecryptUserDataResponse",
+            ".wxhub.auth.v1.GetPhoneNumberRequest",
+            ".wxhub.auth.v1.GetPhoneNumberResponse",
+            ".wxhub.auth.v1.CreateAccountRequest",
+            ".wxhub.auth.v1.SetAccountPasswordRequest",
+            ".wxhub.auth.v1.BindLink",
         ])
         .compile_fds(descriptors)?;
     Ok(())

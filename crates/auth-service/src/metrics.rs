@@ -29,6 +29,7 @@ pub(crate) fn login<T>(app: &str, outcome: &Result<T, Error>) {
         Err(
             Error::InvalidField { .. }
             | Error::AppUnknown
+            | Error::Unfinished
             | Error::SessionInvalid
             | Error::UserUnknown,
         ) => "refused",

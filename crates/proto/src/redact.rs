@@ -1,4 +1,5 @@
-//! `Debug` of the messages that carry a secret: all but the secret, so that a logged request leaks nothing.
+//! `Debug` of the messages that carry a secret or a person's data: all but that, so that a logged request leaks nothing.
+//! build.rs lists the same messages.
 
 use std::fmt::{Debug, Formatter, Result};
 
@@ -7,66 +8,47 @@ use crate::{auth, token};
 /// Stands where a secret was.
 const REDACTED: &str = "[redacted]";
 
-impl Debug for token::v1::AccessToken {
-    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        f.debug_struct("AccessToken")
-            .field("app_id", &self.app_id)
-            .field("token", &REDACTED)
-            .field("expire_time", &self.expire_time)
-            .field("refresh_time", &self.refresh_time)
-            .field("use_until", &self.use_until)
-            .field("version", &self.version)
-            .finish()
-    }
+/// The fields that are shown, then after the semicolon those that are not.
+macro_rules! redact {
+    ($($package:ident::$message:ident { $($shown:ident),*; $($secret:ident),+ })*) => {
+        $(
+            impl Debug for $package::v1::$message {
+                fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+                    let mut message = f.debug_struct(stringify!($message));
+                    $(message.field(stringify!($shown), &self.$shown);)*
+                    $(message.field(stringify!($secret), &REDACTED);)+
+                    message.finish()
+                }
+            }
+        )*
+
+        /// Each of them, printed with this text in every field that is not shown.
+        #[cfg(test)]
+        fn printed(secret: &str) -> Vec<String> {
+            vec![$({
+                let mut message = $package::v1::$message::default();
+                $(message.$secret = secret.to_owned();)+
+                format!("{message:?}")
+            }),*]
+        }
+    };
 }
 
-impl Debug for token::v1::Ticket {
-    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        f.debug_struct("Ticket")
-            .field("app_id", &self.app_id)
-            .field("type", &self.r#type())
-            .field("ticket", &REDACTED)
-            .field("expire_time", &self.expire_time)
-            .field("refresh_time", &self.refresh_time)
-            .field("version", &self.version)
-            .finish()
-    }
-}
-
-impl Debug for auth::v1::Session {
-    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        f.debug_struct("Session")
-            .field("session_token", &REDACTED)
-            .field("expire_time", &self.expire_time)
-            .field("user", &self.user)
-            .finish()
-    }
-}
-
-impl Debug for auth::v1::LoginRequest {
-    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        f.debug_struct("LoginRequest")
-            .field("app_id", &self.app_id)
-            .field("js_code", &REDACTED)
-            .field("nickname", &self.nickname)
-            .finish()
-    }
-}
-
-impl Debug for auth::v1::VerifySessionRequest {
-    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        f.debug_struct("VerifySessionRequest")
-            .field("session_token", &REDACTED)
-            .finish()
-    }
-}
-
-impl Debug for auth::v1::RevokeSessionRequest {
-    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        f.debug_struct("RevokeSessionRequest")
-            .field("session_token", &REDACTED)
-            .finish()
-    }
+redact! {
+    token::AccessToken { app_id, expire_time, refresh_time, use_until, version; token }
+    token::Ticket { app_id, expire_time, refresh_time, version; ticket }
+    auth::Session { expire_time, user; session_token }
+    auth::LoginRequest { app_id, nickname; js_code }
+    auth::VerifySessionRequest { ; session_token }
+    auth::RevokeSessionRequest { session_id; session_token }
+    auth::ExchangeTicketRequest { host; ticket }
+    auth::DecryptUserDataRequest { iv; session_token, encrypted_data, raw_data, signature }
+    auth::DecryptUserDataResponse { ; json }
+    auth::GetPhoneNumberRequest { app_id, open_id; code }
+    auth::GetPhoneNumberResponse { country_code; phone_number, pure_phone_number }
+    auth::CreateAccountRequest { account; password }
+    auth::SetAccountPasswordRequest { account; password }
+    auth::BindLink { expire_time; url, qr_svg }
 }
 
 #[cfg(test)]
@@ -75,51 +57,8 @@ mod tests {
 
     #[test]
     fn debug_output_carries_no_secret() {
-        let secret = "s3cr3t".to_owned();
-        let printed = [
-            format!(
-                "{:?}",
-                token::v1::AccessToken {
-                    token: secret.clone(),
-                    ..Default::default()
-                }
-            ),
-            format!(
-                "{:?}",
-                token::v1::Ticket {
-                    ticket: secret.clone(),
-                    ..Default::default()
-                }
-            ),
-            format!(
-                "{:?}",
-                auth::v1::Session {
-                    session_token: secret.clone(),
-                    ..Default::default()
-                }
-            ),
-            format!(
-                "{:?}",
-                auth::v1::LoginRequest {
-                    js_code: secret.clone(),
-                    ..Default::default()
-                }
-            ),
-            format!(
-                "{:?}",
-                auth::v1::VerifySessionRequest {
-                    session_token: secret.clone(),
-                }
-            ),
-            format!(
-                "{:?}",
-                auth::v1::RevokeSessionRequest {
-                    session_token: secret.clone(),
-                }
-            ),
-        ];
-        for text in printed {
-            assert!(!text.contains(&secret), "{text}");
+        for text in printed("s3cr3t") {
+            assert!(!text.contains("s3cr3t"), "{text}");
             assert!(text.contains(REDACTED), "{text}");
         }
     }

@@ -277,10 +277,11 @@ impl Grpc {
     }
 
     pub(crate) async fn revoke(&mut self, token: &str) -> Result<(), Status> {
-        let session_token = token.to_owned();
-        self.0
-            .revoke_session(RevokeSessionRequest { session_token })
-            .await?;
+        let request = RevokeSessionRequest {
+            session_token: token.to_owned(),
+            ..RevokeSessionRequest::default()
+        };
+        self.0.revoke_session(request).await?;
         Ok(())
     }
 

@@ -1,0 +1,138 @@
+//! Sessions, and the logins that open them.
+
+use std::sync::Arc;
+
+use prost_types::Timestamp;
+use proto::auth::v1::{
+    self as wire, ExchangeTicketRequest, ExchangeTicketResponse, ListUserSessionsRequest,
+    ListUserSessionsResponse, LoginRequest, LoginResponse, RevokeAppSessionsRequest,
+    RevokeAppSessionsResponse, RevokeSessionRequest, RevokeSessionResponse,
+    RevokeUserSessionsRequest, RevokeUserSessionsResponse, VerifySessionRequest,
+    VerifySessionResponse,
+};
+use service_kit::{App, AppKind, Caller};
+use wechat::AppId;
+
+use super::{Service, user};
+use crate::{
+    error::Error,
+    login::{Attempt, JsCode, SignedIn},
+    session::Token,
+    user::Nickname,
+};
+
+impl Service {
+    pub(super) async fn login(
+        &self,
+        caller: &Caller,
+        request: LoginRequest,
+    ) -> Result<LoginResponse, Error> {
+        let attempt = Attempt {
+            app: self.app_to_log_in_to(caller, &request.app_id)?,
+            js_code: JsCode::parse(&request.js_code)?,
+            nickname: Nickname::parse(&request.nickname)?,
+            client: caller.name.clone(),
+        };
+        let signed_in = self.auth.logins.login(attempt).await?;
+        Ok(LoginResponse {
+            session: Some(session(signed_in)),
+        })
+    }
+
+    /// The mini program that a login names, or the only one that the caller has.
+    fn app_to_log_in_to(&self, caller: &Caller, id_or_name: &str) -> Result<Arc<App>, Error> {
+        if !id_or_name.is_empty() {
+            return self.app(caller, id_or_name);
+        }
+        let catalog = self.auth.catalog.current();
+        let mut open = catalog
+            .apps()
+            .iter()
+            .filter(|app| app.kind == AppKind::MiniProgram && caller.apps.contains(&app.app_id));
+        match (open.next(), open.next()) {
+            (Some(only), None) => Ok(Arc::clone(only)),
+            _ => Err(Error::field(
+                "app_id",
+                "must name a mini program by its app_id or name: the caller does not have exactly one",
+            )),
+        }
+    }
+
+    pub(super) async fn verify_session(
+        &self,
+        caller: &Caller,
+        request: VerifySessionRequest,
+    ) -> Result<VerifySessionResponse, Error> {
+        let token = Token::parse(&request.session_token)?;
+        // One of another app is not told apart from one that does not exist.
+        let open_to = |app: &AppId| self.is_open(caller, app);
+        let (session, expires) = self.auth.sessions.verify(&token, open_to).await?;
+        let app_id = String::from(session.app_id);
+        Ok(VerifySessionResponse {
+            user: Some(wire::User {
+                user_id: session.user_id.to_string(),
+                app_id: app_id.clone(),
+                open_id: session.open_id.into(),
+                union_id: session.union_id.map(String::from).unwrap_or_default(),
+                ..wire::User::default()
+            }),
+            app_id,
+            expire_time: Some(Timestamp::from(expires)),
+        })
+    }
+
+    pub(super) async fn revoke_session(
+        &self,
+        caller: &Caller,
+        request: RevokeSessionRequest,
+    ) -> Result<RevokeSessionResponse, Error> {
+        let token = Token::parse(&request.session_token)?;
+        let open_to = |app_id: &AppId| caller.apps.contains(app_id);
+        self.auth.sessions.revoke(&token, open_to).await?;
+        Ok(RevokeSessionResponse {})
+    }
+
+    #[expect(clippy::unused_async, reason = "unfinished")]
+    pub(super) async fn revoke_user_sessions(
+        &self,
+        _caller: &Caller,
+        _request: RevokeUserSessionsRequest,
+    ) -> Result<RevokeUserSessionsResponse, Error> {
+        Err(Error::Unfinished)
+    }
+
+    #[expect(clippy::unused_async, reason = "unfinished")]
+    pub(super) async fn revoke_app_sessions(
+        &self,
+        _caller: &Caller,
+        _request: RevokeAppSessionsRequest,
+    ) -> Result<RevokeAppSessionsResponse, Error> {
+        Err(Error::Unfinished)
+    }
+
+    #[expect(clippy::unused_async, reason = "unfinished")]
+    pub(super) async fn list_user_sessions(
+        &self,
+        _caller: &Caller,
+        _request: ListUserSessionsRequest,
+    ) -> Result<ListUserSessionsResponse, Error> {
+        Err(Error::Unfinished)
+    }
+
+    #[expect(clippy::unused_async, reason = "unfinished")]
+    pub(super) async fn exchange_ticket(
+        &self,
+        _caller: &Caller,
+        _request: ExchangeTicketRequest,
+    ) -> Result<ExchangeTicketResponse, Error> {
+        Err(Error::Unfinished)
+    }
+}
+
+fn session(signed_in: SignedIn) -> wire::Session {
+    wire::Session {
+        session_token: signed_in.token.expose().to_owned(),
+        expire_time: Some(Timestamp::from(signed_in.expire_time)),
+        user: Some(user::user(signed_in.user)),
+    }
+}
