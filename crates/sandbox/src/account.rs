@@ -84,6 +84,13 @@ impl Account {
             .or_else(|| self.stable.check(token, now))
     }
 
+    /// How long ago another was issued after `token`, if one was.
+    pub(crate) fn superseded_for(&self, token: &str, now: Moment) -> Option<Duration> {
+        self.classic
+            .superseded_for(token, now)
+            .or_else(|| self.stable.superseded_for(token, now))
+    }
+
     /// The user that every account is born with.
     pub(crate) fn default_open_id(&self) -> String {
         open_id(&self.config.app_id, 0)

@@ -35,7 +35,7 @@ pub use self::{
     },
     fault::Fault,
     message::{Message, MessageKind},
-    state::{AccountView, Deliver, Error, Form, Login, State, UserView},
+    state::{AccountView, Deliver, Error, Form, Login, Standing, State, UserView},
 };
 
 /// How long requests under way may take to end once the sandbox is told to stop.

@@ -102,6 +102,15 @@ pub struct AccountView {
     pub users: Vec<UserView>,
 }
 
+/// What WeChat thinks of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether calls with it are accepted now.
+    pub accepted: bool,
+    /// How long ago a newer one was issued, if one was.
+    pub superseded_for: Option<Duration>,
+}
+
 /// What a user does to an account: sends a message, or causes an event.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -397,6 +406,20 @@ impl State {
     /// Drops the faults that wait.
     pub fn clear_faults(&self) {
         self.world().faults.clear();
+    }
+
+    /// What WeChat thinks of `token`, without a call that would count.
+    ///
+    /// # Errors
+    /// The account is none.
+    pub fn standing(&self, app_id: &str, token: &str) -> Result<Standing, Error> {
+        let now = self.0.clock.now();
+        let mut world = self.world();
+        let account = account(&mut world, app_id)?;
+        Ok(Standing {
+            accepted: matches!(account.check_token(token, now), Some(Ok(()))),
+            superseded_for: account.superseded_for(token, now),
+        })
     }
 
     /// Kills the account's tokens, classic and stable.

@@ -74,6 +74,13 @@ impl TokenRing {
         })
     }
 
+    /// How long ago another was issued after `token`; `None` when it is the newest, or not of this ring.
+    pub(crate) fn superseded_for(&self, token: &str, now: Moment) -> Option<Duration> {
+        let mut later = self.issued.iter().skip_while(|one| one.value != token);
+        later.next()?;
+        Some(now.saturating_sub(later.next()?.at))
+    }
+
     /// Kills every token.
     pub(crate) fn invalidate(&mut self) {
         self.issued.clear();
@@ -121,6 +128,10 @@ impl StableTokens {
         self.ring.check(token, now)
     }
 
+    pub(crate) fn superseded_for(&self, token: &str, now: Moment) -> Option<Duration> {
+        self.ring.superseded_for(token, now)
+    }
+
     pub(crate) fn invalidate(&mut self) {
         self.ring.invalidate();
     }
@@ -165,6 +176,8 @@ mod tests {
         let (first, _) = ring.issue(at(0), LIFE);
         ring.issue(at(100), LIFE);
         assert_eq!(ring.check(&first, at(399)), Some(Ok(())));
+        let superseded = ring.superseded_for(&first, at(399));
+        assert_eq!(superseded, Some(Duration::from_secs(299)));
         assert_eq!(
             ring.check(&first, at(400)),
             Some(Err(ApiError::INVALID_CREDENTIAL))
@@ -189,6 +202,7 @@ mod tests {
         let mut ring = TokenRing::default();
         let (token, _) = ring.issue(at(0), LIFE);
         assert_eq!(ring.check(&token, at(7199)), Some(Ok(())));
+        assert_eq!(ring.superseded_for(&token, at(7199)), None);
         assert_eq!(
             ring.check(&token, at(7200)),
             Some(Err(ApiError::ACCESS_TOKEN_EXPIRED))
