@@ -9,6 +9,7 @@ use service_kit::{
     settings::{DatabaseUrl, Listen, Ports, Upstream},
 };
 use tonic::transport::ServerTlsConfig;
+use url::Url;
 
 /// The ports where none are set; each service has its own, so that all run on one machine.
 pub const PORTS: Ports = Ports {
@@ -32,6 +33,8 @@ pub struct Config {
     pub sealer: Sealer,
     /// Where WeChat is.
     pub upstream: Upstream,
+    /// This service as a browser sees it.
+    pub public_url: Option<Url>,
     /// token-service, whose tickets sign JS-SDK pages.
     pub token_service: Peer,
     /// TLS on the gRPC port.
@@ -52,6 +55,7 @@ impl Config {
         let database_url = settings.database(&mut problems, "auth");
         let sealer = settings.sealer(&mut problems);
         let upstream = settings.upstream(&mut problems);
+        let public_url = settings.public_url(&mut problems);
         let token_service = settings.token_service(&mut problems);
         let tls = settings.server_tls(&mut problems);
         let config = || {
@@ -62,6 +66,7 @@ impl Config {
                 database_url: database_url?,
                 sealer: sealer?,
                 upstream: upstream?,
+                public_url,
                 token_service: token_service?,
                 tls: tls?,
             })

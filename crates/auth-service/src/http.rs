@@ -10,7 +10,7 @@ use axum::{
 };
 use service_kit::http;
 
-use crate::Auth;
+use crate::{Auth, page};
 
 /// What is about one person is kept by no cache.
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -19,6 +19,7 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 pub(crate) fn router(auth: Auth) -> Router {
     Router::new()
         .merge(session::routes())
+        .route("/page.css", get(page::style))
         .route("/{file}", get(verify_file))
         .with_state(auth)
 }

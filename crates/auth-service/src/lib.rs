@@ -1,6 +1,11 @@
 #![doc = include_str!("../README.md")]
+#![allow(
+    dead_code,
+    reason = "the shared pieces land before the modules that use them"
+)]
 
 pub mod config;
+mod cookie;
 pub mod error;
 mod grpc;
 mod http;
@@ -8,7 +13,9 @@ pub mod login;
 mod memory;
 mod metrics;
 pub mod migration;
+mod page;
 pub mod session;
+mod ticket;
 pub mod user;
 
 use std::io;
@@ -24,11 +31,16 @@ use service_kit::{
     settings::{Listen, Ports},
     storage,
 };
+use token_client::TokenClient;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, service::Routes};
+use url::Url;
 
 pub use self::{config::Config, error::Error, migration::migrate};
-use self::{login::Logins, migration::Migrator, session::Sessions, user::Users};
+use self::{
+    cookie::Cookies, login::Logins, migration::Migrator, session::Sessions, ticket::Tickets,
+    user::Users,
+};
 
 /// The service's name.
 const NAME: &str = "auth-service";
@@ -72,6 +84,14 @@ struct Auth {
     logins: Logins,
     sessions: Sessions,
     users: Users,
+    tickets: Tickets,
+    cookies: Cookies,
+    tokens: TokenClient,
+    wechat: wechat::Client,
+    /// WeChat's OAuth pages.
+    open_url: Url,
+    /// This service as a browser sees it.
+    public_url: Option<Url>,
     clock: Clock,
 }
 
@@ -106,8 +126,10 @@ impl App {
             None => Sessions::in_memory(sealer.clone(), clock.clone()),
         };
         let under_way = TaskTracker::new();
+        let tickets = Tickets::new(redis.clone(), sealer.clone(), clock.clone());
+        let tokens = TokenClient::new(&config.token_service);
         let logins = Logins::new(
-            wechat,
+            wechat.clone(),
             users.clone(),
             sessions.clone(),
             redis,
@@ -120,6 +142,12 @@ impl App {
             logins,
             sessions,
             users,
+            tickets,
+            cookies: Cookies::at(config.public_url.as_ref()),
+            tokens: tokens.clone(),
+            wechat,
+            open_url: config.upstream.open,
+            public_url: config.public_url,
             clock,
         };
         metrics::describe();
@@ -136,6 +164,7 @@ impl App {
             stop.cancelled().await;
             Ok::<_, Error>(())
         });
+        workers.add("tokens", |stop| tokens.watch(stop));
         workers.add("logins", |stop| async move {
             stop.cancelled().await;
             under_way.close();

@@ -411,6 +411,27 @@ impl Settings {
         Some(url)
     }
 
+    /// This service as a browser sees it, where that is set: scheme and host, without a path.
+    pub fn public_url(&self, problems: &mut Problems) -> Option<Url> {
+        let text = non_empty(self.public_url.as_deref())?;
+        let bare = |url: &Url| {
+            url.path() == "/"
+                && url.query().is_none()
+                && url.fragment().is_none()
+                && url.username().is_empty()
+                && url.password().is_none()
+        };
+        let url = parse_http_url(text).filter(bare);
+        if url.is_none() {
+            problems.add(
+                "WXHUB_PUBLIC_URL",
+                format!("is {text:?}, which is not an http:// or https:// URL of a host alone"),
+                "https://auth.example.com",
+            );
+        }
+        url
+    }
+
     /// How to reach token-service.
     pub fn token_service(&self, problems: &mut Problems) -> Option<Peer> {
         self.peer(

@@ -313,6 +313,7 @@ pub(crate) fn config(
             api: wechat.clone(),
             open: wechat,
         },
+        public_url: None,
         token_service: Peer::new(
             vec![Endpoint::from_static("http://127.0.0.1:9")],
             SecretString::from("key"),
