@@ -146,6 +146,7 @@ impl TokenService for Rpcs {
                 timestamp: signed.timestamp,
                 signature: signed.signature,
                 url: signed.url,
+                expire_time: Some(signed.expire_time.into()),
             }),
         }))
     }

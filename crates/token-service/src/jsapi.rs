@@ -1,5 +1,7 @@
 //! Signatures for pages that use WeChat's JavaScript (JS-SDK).
 
+use std::time::SystemTime;
+
 use secrecy::ExposeSecret as _;
 use service_kit::App;
 use url::Url;
@@ -25,6 +27,8 @@ pub struct Signature {
     pub signature: String,
     /// What was signed: the page's URL without its fragment.
     pub url: String,
+    /// When the ticket behind it expires.
+    pub expire_time: SystemTime,
 }
 
 /// Why a URL is not signed.
@@ -69,6 +73,7 @@ pub async fn sign(broker: &Broker, app: &App, url: &str) -> Result<Signature, Er
         nonce,
         timestamp,
         url: url.to_owned(),
+        expire_time: held.credential.times.expire,
     })
 }
 

@@ -84,6 +84,7 @@ async fn a_ticket_comes_by_the_token_and_signs_pages() {
     let signed = signed.jsapi_signature.unwrap();
     assert_eq!(signed.url, "https://h5.example.com/a?b=1&c=%E4%B8%AD");
     assert_eq!(signed.nonce_str.len(), 16);
+    assert_eq!(signed.expire_time, ticket.expire_time);
     let expected = wechat::jsapi::sign(
         &wechat::Ticket::new(ticket.ticket),
         &signed.nonce_str,
