@@ -8,7 +8,10 @@ use subtle::ConstantTimeEq;
 
 pub use self::{
     message::{CryptError, EncodingAESKey, InvalidEncodingAESKey, MessageCrypt},
-    user_data::{DataError, decrypt_user_data, session_signature, user_data_signature},
+    user_data::{
+        DataError, decrypt_user_data, session_signature, user_data_signature,
+        verify_user_data_signature,
+    },
 };
 
 /// SHA-1 in lower-case hex of `parts`, sorted by their bytes and joined with nothing between.

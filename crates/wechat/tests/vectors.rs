@@ -10,7 +10,7 @@ use wechat::{
     callback::{Envelope, Format, Inbound, render_encrypted},
     crypto::{
         DataError, EncodingAESKey, MessageCrypt, decrypt_user_data, session_signature, signature,
-        user_data_signature, verify_signature,
+        user_data_signature, verify_signature, verify_user_data_signature,
     },
     jsapi,
 };
@@ -281,6 +281,10 @@ fn user_data() {
             "{}",
             case.name
         );
+        let verify = |signature, data| verify_user_data_signature(signature, data, &key);
+        assert!(verify(&case.signature, &case.raw_data), "{}", case.name);
+        assert!(!verify(&case.signature, "{}"), "{}", case.name);
+        assert!(!verify("", &case.raw_data), "{}", case.name);
     }
     for case in &file.session_signature {
         assert_eq!(case.sig_method, "hmac_sha256", "{}", case.name);

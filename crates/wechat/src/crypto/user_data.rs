@@ -5,6 +5,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::Value;
 use sha2::Sha256;
+use subtle::ConstantTimeEq;
 
 use crate::{AppId, SessionKey, crypto::sha1_hex};
 
@@ -74,6 +75,14 @@ pub fn decrypt_user_data(
 /// The `signature` of `rawData`: SHA-1 in lower-case hex of `raw_data` and the `session_key`.
 pub fn user_data_signature(raw_data: &str, key: &SessionKey) -> String {
     sha1_hex(&[raw_data, key.expose()])
+}
+
+/// Whether `signature` is the [`user_data_signature`] of `raw_data`, in constant time.
+pub fn verify_user_data_signature(signature: &str, raw_data: &str, key: &SessionKey) -> bool {
+    user_data_signature(raw_data, key)
+        .as_bytes()
+        .ct_eq(signature.as_bytes())
+        .into()
 }
 
 /// The login-state signature: HMAC-SHA256 in lower-case hex of `data` under the `session_key`'s
