@@ -201,6 +201,35 @@ impl Sessions {
         self.store.put_session_key(&user, &sealed, now).await
     }
 
+    /// Keeps `new` in place of `old`, unless a login has put another in its place by now.
+    ///
+    /// # Errors
+    /// When the store does not answer, or the key that sealed it is gone.
+    pub async fn replace_session_key(
+        &self,
+        app_id: &AppId,
+        open_id: &OpenId,
+        old: &SessionKey,
+        new: &SessionKey,
+    ) -> Result<(), Error> {
+        let (user, context) = session_key_of(app_id, open_id);
+        let fresh = self.sealer.seal(&context, new.expose().as_bytes());
+        loop {
+            let now = self.clock.unix_millis();
+            let Some(sealed) = self.store.session_key(&user, now).await? else {
+                return Ok(());
+            };
+            let swapped = self.unseal(&context, &sealed)? != *old
+                || self
+                    .store
+                    .swap_session_key(&user, &sealed, &fresh, now)
+                    .await?;
+            if swapped {
+                return Ok(());
+            }
+        }
+    }
+
     /// The latest `session_key` of the user. It never leaves the service.
     ///
     /// # Errors
@@ -215,9 +244,13 @@ impl Sessions {
         let Some(sealed) = self.store.session_key(&user, now).await? else {
             return Ok(None);
         };
-        let opened = self.sealer.open_text(&context, &sealed);
+        self.unseal(&context, &sealed).map(Some)
+    }
+
+    fn unseal(&self, context: &str, sealed: &str) -> Result<SessionKey, Error> {
+        let opened = self.sealer.open_text(context, sealed);
         let text = opened.map_err(|_| Error::Stored("session_key"))?;
-        Ok(Some(SessionKey::new(text)))
+        Ok(SessionKey::new(text))
     }
 }
 
@@ -324,6 +357,26 @@ mod tests {
         let kept = sessions.session_key(&app, &one).await.unwrap().unwrap();
         assert_eq!(kept.expose(), "second");
         assert!(sessions.session_key(&app, &other).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_reset_session_key_replaces_none_but_its_own() {
+        let sessions = sessions();
+        let (app, user) = ("wx1".parse().unwrap(), "oA".parse().unwrap());
+        let key = |text: &str| SessionKey::new(text);
+        let reset = async |old, new| {
+            let (old, new) = (key(old), key(new));
+            let replaced = sessions.replace_session_key(&app, &user, &old, &new);
+            replaced.await.unwrap();
+            let kept = sessions.session_key(&app, &user).await.unwrap();
+            kept.map(|key| key.expose().to_owned())
+        };
+        assert_eq!(reset("first", "second").await, None);
+        let first = key("first");
+        let kept = sessions.keep_session_key(&app, &user, &first);
+        kept.await.unwrap();
+        assert_eq!(reset("other", "second").await.as_deref(), Some("first"));
+        assert_eq!(reset("first", "second").await.as_deref(), Some("second"));
     }
 
     #[test]

@@ -37,6 +37,17 @@ return session
     )
 });
 
+/// Puts a sealed session_key in place of the one that is expected there. Answers whether it was.
+static SWAP: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+",
+    )
+});
+
 /// The fields of a session as [`TOUCH`] answers them.
 type Touched = (
     u64,
@@ -211,6 +222,35 @@ impl Store {
         Ok(())
     }
 
+    /// Puts a sealed session_key in place of `expected`, if that is what is there. Answers whether it was.
+    pub(super) async fn swap_session_key(
+        &self,
+        user: &str,
+        expected: &str,
+        sealed: &str,
+        now: u64,
+    ) -> Result<bool, Error> {
+        match self {
+            Self::Redis(redis) => Ok(SWAP
+                .key(session_key_at(user))
+                .arg(expected)
+                .arg(sealed)
+                .arg(millis(ABSOLUTE))
+                .invoke_async(&mut redis.clone())
+                .await?),
+            Self::Memory(memory) => {
+                let mut memory = lock(memory);
+                let entry = memory.session_keys.get_mut(user, now);
+                let Some(entry) = entry.filter(|entry| entry.value == expected) else {
+                    return Ok(false);
+                };
+                sealed.clone_into(&mut entry.value);
+                entry.end = now + millis(ABSOLUTE);
+                Ok(true)
+            }
+        }
+    }
+
     /// The sealed session_key.
     pub(super) async fn session_key(&self, user: &str, now: u64) -> Result<Option<String>, Error> {
         match self {
@@ -316,6 +356,18 @@ mod tests {
         }
         let kept = store.session_key("wx1:a", now).await.unwrap();
         assert_eq!(kept.as_deref(), Some("second"));
+        assert_eq!(store.session_key("wx1:b", now).await.unwrap(), None);
+
+        for (user, expected, swaps) in [
+            ("wx1:a", "first", false),
+            ("wx1:b", "", false),
+            ("wx1:a", "second", true),
+        ] {
+            let swapped = store.swap_session_key(user, expected, "third", now).await;
+            assert_eq!(swapped.unwrap(), swaps, "{user} {expected}");
+        }
+        let kept = store.session_key("wx1:a", now).await.unwrap();
+        assert_eq!(kept.as_deref(), Some("third"));
         assert_eq!(store.session_key("wx1:b", now).await.unwrap(), None);
     }
 
