@@ -202,6 +202,8 @@ impl Server {
         let mut workers = Tasks::new();
 
         let (health, health_service) = tonic_health::server::health_reporter();
+        // Left to itself it says at first that all is well.
+        tell_health(&health, self.grpc_names, ServingStatus::NotServing).await;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(self.descriptors)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -317,7 +319,6 @@ async fn report_health(
     names: &'static [&'static str],
     readiness: Readiness,
 ) {
-    let names = || names.iter().copied().chain([""]);
     let mut phase = readiness.watch();
     loop {
         let now = *phase.borrow_and_update();
@@ -325,17 +326,30 @@ async fn report_health(
             Phase::Ready => ServingStatus::Serving,
             Phase::Starting | Phase::Draining => ServingStatus::NotServing,
         };
-        for name in names() {
-            health.set_service_status(name, status).await;
-        }
+        tell_health(&health, names, status).await;
         if now == Phase::Draining || phase.changed().await.is_err() {
             break;
         }
     }
     // Ends the streams of whoever watches: they would hold the shutdown up.
-    for name in names() {
+    for name in whole_and(names) {
         health.clear_service_status(name).await;
     }
+}
+
+/// Tells the health of all services, and of the server as a whole.
+async fn tell_health(
+    health: &HealthReporter,
+    names: &'static [&'static str],
+    status: ServingStatus,
+) {
+    for name in whole_and(names) {
+        health.set_service_status(name, status).await;
+    }
+}
+
+fn whole_and(names: &'static [&'static str]) -> impl Iterator<Item = &'static str> {
+    names.iter().copied().chain([""])
 }
 
 async fn keep_up_metrics(stop: CancellationToken) -> Ended {
