@@ -148,6 +148,14 @@ pub struct Times {
     pub floor: SystemTime,
 }
 
+impl Times {
+    /// When it was asked for, by what [`Policy::plan`] made of that.
+    pub(crate) fn asked(&self) -> SystemTime {
+        let half = self.expire.duration_since(self.floor);
+        self.floor - FLOOR.min(half.unwrap_or_default())
+    }
+}
+
 /// A token or ticket.
 #[derive(Clone)]
 pub struct Credential {

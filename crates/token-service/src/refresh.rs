@@ -38,8 +38,8 @@ const NAP: Duration = Duration::from_secs(10);
 /// After a refresh that could not even begin, the next waits this long, give or take half.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// After a jump of a clock the refreshes that are due all at once are spread over this long.
-const SPREAD: Duration = Duration::from_secs(10);
+/// Refreshes that are due all at once, because a clock jumped or the store was emptied, are spread over this long.
+pub(crate) const SPREAD: Duration = Duration::from_secs(10);
 
 /// Runs the refresher of every slot until `stop` is cancelled.
 ///

@@ -11,11 +11,12 @@ use tracing::{error, warn};
 use crate::{
     broker::Broker,
     credential::{
-        Key,
+        Key, Policy,
         ledger::Ledger,
-        store::{self, Event, Record},
+        store::{self, Event, VERIFY_AFTER},
     },
     metrics,
+    refresh::SPREAD,
 };
 
 /// How often everything is looked at, in case events are lost.
@@ -122,7 +123,10 @@ async fn reconcile(broker: &Broker, key: &Key) -> Result<(), store::Error> {
             None => return Ok(()),
         },
     };
-    let stored = record.as_ref().map_or(0, Record::version);
+    let now = broker.clock().now();
+    let stored = record
+        .as_ref()
+        .map(|record| (record.version(), record.doubt(now)));
     let ledger = record
         .as_ref()
         .map_or_else(Ledger::default, |record| record.ledger);
@@ -130,9 +134,18 @@ async fn reconcile(broker: &Broker, key: &Key) -> Result<(), store::Error> {
         slot.absorb(record);
     }
     if let Some(held) = slot.valid()
-        && held.credential.version > stored
+        && Some((held.credential.version, held.verify)) > stored
     {
-        broker.store().restore(key, &held.credential).await?;
+        let credential = &held.credential;
+        let lost = stored.is_none_or(|(version, _)| version < credential.version);
+        let verify = if lost && credential.policy == Policy::Classic {
+            // Calls that were under way are lost with the leases that they were made under.
+            let spread = SPREAD.mul_f64(broker.random().fraction());
+            held.verify.max(Some(now + VERIFY_AFTER + spread))
+        } else {
+            held.verify
+        };
+        broker.store().restore(key, credential, verify).await?;
     }
     let known = slot.state().ledger;
     if known != ledger {

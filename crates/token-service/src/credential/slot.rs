@@ -26,7 +26,7 @@ pub struct Held {
     /// What it is.
     pub credential: Credential,
     /// When one more refresh verifies that it is WeChat's newest.
-    verify: Option<SystemTime>,
+    pub(crate) verify: Option<SystemTime>,
     /// When it expires by the clock that does not jump.
     expires: Duration,
 }
@@ -38,6 +38,14 @@ impl Held {
             credential,
             verify,
             expires: clock.elapsed() + left.unwrap_or_default(),
+        }
+    }
+
+    fn doubted(&self, verify: Option<SystemTime>) -> Self {
+        Self {
+            credential: self.credential.clone(),
+            verify,
+            expires: self.expires,
         }
     }
 
@@ -73,6 +81,8 @@ impl Held {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct State {
     pub(crate) held: Option<Arc<Held>>,
+    /// When whatever was asked for before is to be verified. The store knows it, too, unless it was emptied.
+    pub(crate) verify: Option<SystemTime>,
     pub(crate) failure: Option<Arc<Failure>>,
     pub(crate) ledger: Ledger,
     /// Versions and digests of the last texts, newest last.
@@ -87,6 +97,18 @@ impl State {
     /// The version held; 0 for none.
     pub(crate) fn version(&self) -> u64 {
         self.held.as_ref().map_or(0, |held| held.credential.version)
+    }
+
+    /// Doubts what is held, unless it was asked for later; tells whether that is news.
+    fn doubt(&mut self, verify: Option<SystemTime>) -> bool {
+        let asked = self.held.as_ref().map(|held| held.credential.times.asked());
+        self.verify = self.verify.max(verify).filter(|at| Some(*at) > asked);
+        let held = self.held.as_ref();
+        let Some(held) = held.filter(|held| held.verify != self.verify) else {
+            return false;
+        };
+        self.held = Some(Arc::new(held.doubted(self.verify)));
+        true
     }
 }
 
@@ -243,40 +265,35 @@ impl Slot {
 
     /// Takes over what the store says, unless memory holds something newer.
     pub(crate) fn absorb(&self, record: Record) {
+        let verify = record.doubt(self.clock.now());
         let Record {
             credential,
-            verify,
             failure,
             ledger,
             history,
+            ..
         } = record;
         let mut rotated = false;
         self.state.send_if_modified(|state| {
             let ledger = state.ledger.merge(ledger);
-            // A store that was emptied has lost the doubt about a value, not the reason for it.
-            let doubted = state.held.as_ref().filter(|held| {
-                let same = |new: &Credential| new.version == held.credential.version;
-                credential.as_ref().is_some_and(same)
-            });
-            let doubt = doubted.and_then(|held| held.verify);
-            let verify = verify.into_iter().chain(doubt).min();
             let newer = credential.filter(|new| match &state.held {
                 None => true,
                 Some(held) => {
                     let old = &held.credential;
-                    let changed = new.times != old.times || verify != held.verify;
+                    let changed = new.times != old.times;
                     new.version > old.version || (new.version == old.version && changed)
                 }
             });
-            rotated = newer.is_some();
+            if let Some(credential) = newer {
+                state.held = Some(Arc::new(Held::new(credential, None, &self.clock)));
+                rotated = true;
+            }
+            rotated |= state.doubt(verify);
             let failure_changed = failure.as_ref() != state.failure.as_deref();
             let modified = rotated || failure_changed || state.ledger != ledger;
             let newest = |history: &History| history.last().map(|(version, _)| *version);
             if newest(&history) > newest(&state.history) {
                 state.history = Arc::new(history);
-            }
-            if let Some(credential) = newer {
-                state.held = Some(Arc::new(Held::new(credential, verify, &self.clock)));
             }
             if failure_changed {
                 state.failure = failure.map(Arc::new);
@@ -289,8 +306,8 @@ impl Slot {
         }
     }
 
-    /// Holds a value that could not be stored.
-    pub(crate) fn hold(&self, credential: Credential) {
+    /// Holds a value that could not be stored; `verify` says when it is to be verified.
+    pub(crate) fn hold(&self, credential: Credential, verify: Option<SystemTime>) {
         let State {
             ledger, history, ..
         } = self.state();
@@ -298,6 +315,7 @@ impl Slot {
         history.push((credential.version, credential.digest()));
         self.absorb(Record {
             credential: Some(credential),
+            verify,
             ledger,
             history,
             ..Record::default()
@@ -312,9 +330,10 @@ impl Slot {
         });
     }
 
-    /// Remembers a failure that could not be stored.
-    pub(crate) fn note(&self, failure: Failure) {
+    /// Remembers a failure, which might not be stored; `verify` says when what it may have done is to be verified.
+    pub(crate) fn note(&self, failure: Failure, verify: Option<SystemTime>) {
         self.state.send_modify(|state| {
+            state.doubt(verify);
             if failure.cause.is_exhaustion() {
                 state.ledger = Ledger {
                     exhausted: true,
@@ -395,15 +414,52 @@ mod tests {
         // Two at once leave no overlap to the first of all; what is held but not stored counts.
         store(&["first", "second", "third"]);
         assert!(!honoured("first") && honoured("second") && honoured("third"));
-        slot.hold(Credential {
+        let fourth = Credential {
             secret: "fourth".into(),
             version: 4,
             policy: Policy::Classic,
             times: Policy::Classic.plan(clock.now(), Duration::from_secs(7200), 0.5),
-        });
+        };
+        slot.hold(fourth, None);
         assert!(!honoured("second") && honoured("third") && honoured("fourth"));
         tokio::time::advance(Duration::from_secs(7200)).await;
         assert!(!honoured("fourth"), "expired");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn r15_a_doubt_stays_until_something_is_asked_for_that_it_does_not_reach() {
+        let clock = Clock::tokio(UNIX_EPOCH + Duration::from_secs(1_000));
+        let key = Key::access_token(&"wx0000000000000001".parse().unwrap());
+        let slot = Slot::new(key, clock.clone(), watch::Sender::default());
+        let start = clock.now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let absorb = |version, asked, verify| {
+            slot.absorb(Record {
+                credential: Some(Credential {
+                    secret: "s3cr3t".into(),
+                    version,
+                    policy: Policy::Classic,
+                    times: Policy::Classic.plan(after(asked), Duration::from_secs(7200), 0.5),
+                }),
+                verify,
+                ..Record::default()
+            });
+            let held = slot.state().held.unwrap();
+            assert_eq!(held.verify, slot.state().verify);
+            held.verify
+        };
+        assert_eq!(absorb(1, 0, None), None);
+        assert_eq!(absorb(1, 0, Some(after(60))), Some(after(60)));
+        assert_eq!(absorb(1, 0, None), Some(after(60)), "the store lost it");
+        assert_eq!(absorb(2, 59, None), Some(after(60)));
+        assert_eq!(absorb(3, 60, None), None);
+        // Before anything is held.
+        let empty = Slot::new(slot.key.clone(), clock, watch::Sender::default());
+        empty.absorb(Record {
+            verify: Some(after(60)),
+            ..Record::default()
+        });
+        assert_eq!(empty.state().verify, Some(after(60)));
     }
 
     #[test]

@@ -25,8 +25,9 @@ use super::{Credential, Failure, Key, Policy, Times, ledger::Ledger};
 /// How long a lease lasts. It is never renewed: whoever did not write within it has lost it.
 pub const LEASE: Duration = Duration::from_secs(5);
 /// A classic token whose predecessor's holder died within its call is verified by one more refresh after this long: the
-/// dead holder's request may have reached WeChat later (R15).
-const VERIFY_AFTER: Duration = Duration::from_secs(60);
+/// dead holder's request may have reached WeChat later (R15). Of several such moments the last one counts, and it counts for
+/// every later token that was asked for before it.
+pub(crate) const VERIFY_AFTER: Duration = Duration::from_secs(60);
 /// The same after a late writer was refused.
 const SUPERSEDED_AFTER: Duration = Duration::from_secs(30);
 /// Between two probes of one credential.
@@ -83,6 +84,7 @@ pub trait Simulated: std::fmt::Debug + Send + Sync {
         &'a self,
         key: &'a Key,
         held: &'a Credential,
+        verify: Option<SystemTime>,
     ) -> BoxFuture<'a, Result<(), Error>>;
 
     fn enter<'a>(&'a self, key: &'a Key, ledger: Ledger) -> BoxFuture<'a, Result<(), Error>>;
@@ -103,6 +105,8 @@ pub struct Record {
     pub credential: Option<Credential>,
     /// When one more refresh verifies that it is WeChat's newest.
     pub verify: Option<SystemTime>,
+    /// When a call to WeChat began that did not end yet.
+    pub begun: Option<SystemTime>,
     /// Why the last refresh failed.
     pub failure: Option<Failure>,
     /// What it has cost on the Beijing day of the last call.
@@ -120,15 +124,13 @@ impl Record {
         self.credential.as_ref().map_or(0, |held| held.version)
     }
 
-    /// Takes note of a call to WeChat that began and did not end: a classic token is ended by it sooner or later (R15).
-    fn doubt(&mut self, begun: Option<SystemTime>) {
+    /// When the current credential is to be verified, as seen at `now`: a call that began and that nobody can be waiting for
+    /// any more ends a classic token sooner or later (R15).
+    pub(crate) fn doubt(&self, now: SystemTime) -> Option<SystemTime> {
         let classic = |held: &Credential| held.policy == Policy::Classic;
-        if let Some(begun) = begun
-            && self.credential.as_ref().is_some_and(classic)
-        {
-            let verify = begun + VERIFY_AFTER;
-            self.verify = Some(self.verify.map_or(verify, |at| at.min(verify)));
-        }
+        let died = self.begun.filter(|begun| now > *begun + 2 * LEASE);
+        let died = died.filter(|_| self.credential.as_ref().is_some_and(classic));
+        self.verify.max(died.map(|begun| begun + VERIFY_AFTER))
     }
 
     /// The version that a text had, by its digest.
@@ -200,8 +202,18 @@ pub struct Fresh {
     pub times: Times,
     /// The highest version that the writer ever held: what is stored grows beyond it, even when Redis came back empty.
     pub highest: u64,
+    /// When the writer would have verified the one before: the store may have lost that.
+    pub doubt: Option<SystemTime>,
     /// It was asked for because WeChat refused the one before.
     pub reported: bool,
+}
+
+impl Fresh {
+    /// When it is to be verified although nobody else doubted the one before: see [`Lease::takeover`].
+    pub(crate) fn verify(&self, lease: Lease) -> Option<SystemTime> {
+        let doubtful = self.policy == Policy::Classic && lease.takeover;
+        doubtful.then(|| self.times.asked() + VERIFY_AFTER)
+    }
 }
 
 /// The outcome of a write.
@@ -362,18 +374,24 @@ impl Store {
         }
     }
 
-    /// Puts back what this replica holds and the store has lost; a newer version there stays.
+    /// Puts back what this replica holds and the store has lost, be it only that it is to be verified; a newer version there
+    /// stays.
     ///
     /// # Errors
     /// [`Error::Redis`].
-    pub async fn restore(&self, key: &Key, held: &Credential) -> Result<(), Error> {
+    pub async fn restore(
+        &self,
+        key: &Key,
+        held: &Credential,
+        verify: Option<SystemTime>,
+    ) -> Result<(), Error> {
         match self {
             Self::Memory(store) => {
-                store.restore(key, held);
+                store.restore(key, held, verify);
                 Ok(())
             }
-            Self::Redis(store) => store.restore(key, held).await,
-            Self::Simulated(store) => store.restore(key, held).await,
+            Self::Redis(store) => store.restore(key, held, verify).await,
+            Self::Simulated(store) => store.restore(key, held, verify).await,
         }
     }
 
@@ -400,11 +418,6 @@ impl Store {
             Self::Simulated(store) => store.follow(stop, Box::new(on_event)).await,
         }
     }
-}
-
-/// When the value that is written now is to be verified.
-fn verify_at(policy: Policy, lease: Lease, now: SystemTime) -> Option<SystemTime> {
-    (policy == Policy::Classic && lease.takeover).then(|| now + VERIFY_AFTER)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::{
         failure::{Call, Cause},
         ledger::{Budget, FORCED, FOREIGN, Use, reset},
         slot::Slot,
-        store::{self, Begin, Claim, Claimant, Fresh, Lease, Spend, Written},
+        store::{self, Begin, Claim, Claimant, Fresh, Lease, Spend, VERIFY_AFTER, Written},
     },
     error::Error,
     metrics, report,
@@ -371,12 +371,14 @@ impl<'a> Attempt<'a> {
     /// Stores the answer; what cannot be stored is held all the same, for WeChat has made it the current one.
     async fn keep(&self, app: &App, lease: Lease, answer: Answer) -> Result<(), Error> {
         let spread = self.broker.random().fraction();
-        let before = self.slot.state().version();
+        let state = self.slot.state();
+        let before = state.version();
         let fresh = Fresh {
             times: answer.policy.plan(answer.asked, answer.expires_in, spread),
             secret: answer.secret,
             policy: answer.policy,
             highest: before,
+            doubt: state.verify,
             reported: self.goal == Goal::Reported,
         };
         let kind = self.key().kind;
@@ -405,7 +407,8 @@ impl<'a> Attempt<'a> {
                 );
                 // The event would bring it, too; who asked is not to wait for that.
                 if self.reload().await.is_err() {
-                    self.slot.hold(fresh.with_version(version));
+                    let verify = fresh.verify(lease);
+                    self.slot.hold(fresh.with_version(version), verify);
                 }
                 if self.goal == Goal::Reported && version > before {
                     self.tell_of_others(app);
@@ -418,7 +421,8 @@ impl<'a> Attempt<'a> {
             }
             Err(error) => {
                 error!(app.id = %app.app_id, credential = kind.as_str(), error = %error, "refreshed, but held in memory alone");
-                self.hold_unstored(fresh).await;
+                let verify = fresh.verify(lease);
+                self.hold_unstored(fresh, verify).await;
                 Ok(())
             }
         }
@@ -443,7 +447,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn hold_unstored(&self, fresh: Fresh) {
+    async fn hold_unstored(&self, fresh: Fresh, verify: Option<SystemTime>) {
         let state = self.slot.state();
         let held = state
             .held
@@ -458,9 +462,11 @@ impl<'a> Attempt<'a> {
             }
         };
         let credential = fresh.with_version(version);
-        self.slot.hold(credential.clone());
+        self.slot.hold(credential.clone(), verify);
+        let verify = self.slot.state().verify;
         // The store may have come back just before there was something to put back.
-        let _ = self.broker.store().restore(self.key(), &credential).await;
+        let restored = self.broker.store().restore(self.key(), &credential, verify);
+        let _ = restored.await;
     }
 
     async fn fail(&self, app: &App, lease: Lease, call: Call, error: &wechat::Error) -> Error {
@@ -476,7 +482,10 @@ impl<'a> Attempt<'a> {
             // The lease ends by itself.
             warn!(app.id = %app.app_id, error = %error, "the other replicas do not know of the failure");
         }
-        self.slot.note(failure.clone());
+        let doubtful = ambiguous || lease.takeover;
+        let doubtful = doubtful && super::policy(app, self.key().kind) == Policy::Classic;
+        let verify = doubtful.then(|| failure.at + VERIFY_AFTER);
+        self.slot.note(failure.clone(), verify);
         if failure.cause.is_exhaustion() {
             error!(app.id = %app.app_id, app.name = app.name, "WeChat's quota is used up: no call before it begins anew");
         }
@@ -518,19 +527,20 @@ impl<'a> Attempt<'a> {
             Ok(answer) => {
                 let spread = self.broker.random().fraction();
                 metrics::refreshed(&app.name, self.key().kind, metrics::Refresh::NotStored);
-                self.hold_unstored(Fresh {
+                let fresh = Fresh {
                     times: answer.policy.plan(answer.asked, answer.expires_in, spread),
                     secret: answer.secret,
                     policy: answer.policy,
                     highest: self.slot.state().version(),
+                    doubt: None,
                     reported: false,
-                })
-                .await;
+                };
+                self.hold_unstored(fresh, None).await;
                 Ok(())
             }
             Err(Refusal::WeChat(call, refused)) => {
                 let failure = self.failure(app, call, &refused);
-                self.slot.note(failure.clone());
+                self.slot.note(failure.clone(), None);
                 Err(Error::Failed {
                     app: app.app_id.clone(),
                     failure: Arc::new(failure),

@@ -164,10 +164,11 @@ impl Simulated for Line {
         &'a self,
         key: &'a Key,
         held: &'a Credential,
+        verify: Option<SystemTime>,
     ) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(self.ask(|store| {
+        Box::pin(self.ask(move |store| {
             self.note(format_args!("puts version {} back", held.version));
-            let restored = store.restore(key, held).now_or_never();
+            let restored = store.restore(key, held, verify).now_or_never();
             self.judge(key, store);
             restored
         }))

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Begin, Claim, Claimant, Event, Fresh, HISTORY, LEASE, Lease, PROBES_APART, Record,
-    SUPERSEDED_AFTER, Spend, Written, verify_at,
+    SUPERSEDED_AFTER, Spend, Written,
 };
 use crate::credential::{
     Credential, Failure, Key, Policy, digest,
@@ -37,8 +37,8 @@ struct Entry {
     written: u64,
     /// The holder's fence and when its lease ends.
     lease: Option<(u64, SystemTime)>,
-    /// The fence of a call that began and did not end, and when it began.
-    begun: Option<(u64, SystemTime)>,
+    /// The fence of the last call that began and did not end; the record says when the first one did.
+    begun: Option<u64>,
     forced_at: Option<SystemTime>,
     probed_at: Option<SystemTime>,
 }
@@ -65,9 +65,7 @@ impl MemoryStore {
     pub(super) fn load(&self, key: &Key) -> Option<Record> {
         let entries = self.entries();
         let entry = entries.get(key)?;
-        let mut record = entry.record.clone();
-        record.doubt(entry.begun.map(|(_, at)| at));
-        Some(record)
+        Some(entry.record.clone())
     }
 
     pub(super) fn claim(&self, key: &Key, Claimant { replaces, now }: Claimant) -> Claim {
@@ -111,7 +109,8 @@ impl MemoryStore {
         }
         ledger.calls += 1;
         entry.record.ledger = ledger;
-        entry.begun = Some((lease.fence, now));
+        entry.begun = Some(lease.fence);
+        entry.record.begun.get_or_insert(now);
         Begin::Granted(ledger)
     }
 
@@ -138,7 +137,7 @@ impl MemoryStore {
         }
         entry.record.failure = Some(failure.clone());
         if !ambiguous && !lease.takeover {
-            entry.begun = None;
+            entry.ends();
         }
         entry.lease = None;
         drop(entries);
@@ -163,14 +162,18 @@ impl MemoryStore {
         granted
     }
 
-    pub(super) fn restore(&self, key: &Key, held: &Credential) {
+    pub(super) fn restore(&self, key: &Key, held: &Credential, verify: Option<SystemTime>) {
         let mut entries = self.entries();
-        let entry = entries.entry(key.clone()).or_default();
-        if entry.record.version() >= held.version {
+        let record = &mut entries.entry(key.clone()).or_default().record;
+        let stored = record.version();
+        if stored > held.version || (stored == held.version && record.verify >= verify) {
             return;
         }
-        entry.record.remember(held.version, held.digest());
-        entry.record.credential = Some(held.clone());
+        if stored < held.version {
+            record.remember(held.version, held.digest());
+            record.credential = Some(held.clone());
+        }
+        record.verify = record.verify.max(verify);
         drop(entries);
         self.tell(key);
     }
@@ -203,11 +206,17 @@ impl Entry {
         self.lease.is_some_and(|(fence, _)| fence == lease.fence)
     }
 
+    /// No call that began is on its way any more.
+    fn ends(&mut self) {
+        self.begun = None;
+        self.record.begun = None;
+    }
+
     fn write(&mut self, lease: Lease, fresh: &Fresh, now: SystemTime) -> Written {
         // Versions outlive a store that was emptied, other than what was written last.
         if lease.fence < self.written.max(self.record.version()) {
             if fresh.policy == Policy::Classic {
-                self.record.verify = Some(now + SUPERSEDED_AFTER);
+                self.record.verify = self.record.verify.max(Some(now + SUPERSEDED_AFTER));
             }
             return Written::Superseded;
         }
@@ -239,12 +248,13 @@ impl Entry {
             times: fresh.times,
         });
         // What cast doubt on the one before may yet befall this one.
-        let doubt = self.record.verify.filter(|verify| *verify > now);
-        self.record.verify = verify_at(fresh.policy, lease, now).or(doubt);
+        let doubt = self.record.verify.max(fresh.doubt);
+        let doubt = doubt.filter(|doubt| *doubt > fresh.times.asked());
+        self.record.verify = fresh.verify(lease).max(doubt);
         self.record.failure = None;
         self.written = lease.fence;
-        if self.begun.is_some_and(|(begun, _)| begun <= lease.fence) {
-            self.begun = None;
+        if self.begun.is_some_and(|begun| begun <= lease.fence) {
+            self.ends();
         }
         if self.holds(lease) {
             self.lease = None;

@@ -24,7 +24,7 @@ use tracing::warn;
 
 use super::{
     Begin, Claim, Claimant, Error, Event, Fresh, HISTORY, LEASE, Lease, PROBES_APART, Record,
-    SUPERSEDED_AFTER, Spend, Written, verify_at,
+    SUPERSEDED_AFTER, Spend, Written,
 };
 use crate::credential::{
     Credential, Failure, Key, Kind, Policy, Times, digest,
@@ -84,7 +84,8 @@ if limit >= 0 then
   if tonumber(ARGV[2]) < next then return {'not forced', string.format('%.0f', next)} end
   redis.call('HSET', KEYS[1], 'forced_at', ARGV[2], 'forced', forced + 1)
 end
-redis.call('HSET', KEYS[1], 'calls', calls + 1, 'begun', ARGV[1], 'begun_at', ARGV[2])
+redis.call('HSET', KEYS[1], 'calls', calls + 1, 'begun', ARGV[1])
+redis.call('HSETNX', KEYS[1], 'begun_at', ARGV[2])
 local granted = redis.call('HMGET', KEYS[1], 'day', 'calls', 'forced', 'rejected')
 table.insert(granted, 1, 'granted')
 return granted
@@ -92,13 +93,14 @@ return granted
 );
 
 /// Stores a value. ARGV: fence, now, highest version held, digest, sealed text, policy, refresh, expire, floor, when to verify
-/// or empty, when to verify what supersedes it or empty, lifetime, digests kept, channel, message, day, whether reported.
+/// or 0, when to verify what supersedes it or 0, lifetime, digests kept, channel, message, day, whether reported, when the
+/// writer would have verified the one before or 0, when it was asked for.
 const WRITE: &str = with_ledger!(
     r"
 local version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
 -- Versions outlive a store that was emptied, other than what was written last.
 if tonumber(ARGV[1]) < math.max(version, tonumber(redis.call('HGET', KEYS[1], 'written') or '0')) then
-  if ARGV[11] ~= '' then
+  if tonumber(ARGV[11]) > tonumber(redis.call('HGET', KEYS[1], 'verify') or '0') then
     redis.call('HSET', KEYS[1], 'verify', ARGV[11])
     redis.call('PUBLISH', ARGV[14], ARGV[15])
   end
@@ -121,9 +123,12 @@ redis.call('HSET', KEYS[1], 'written', ARGV[1], 'version', version, 'digest', AR
   'refresh', ARGV[7], 'expire', ARGV[8], 'floor', ARGV[9])
 redis.call('HDEL', KEYS[1], 'failure')
 -- What cast doubt on the one before may yet befall this one.
-if ARGV[10] ~= '' then
-  redis.call('HSET', KEYS[1], 'verify', ARGV[10])
-elseif tonumber(redis.call('HGET', KEYS[1], 'verify') or '0') <= tonumber(ARGV[2]) then
+local verify = tonumber(ARGV[10])
+local doubt = math.max(tonumber(redis.call('HGET', KEYS[1], 'verify') or '0'), tonumber(ARGV[18]))
+if doubt > tonumber(ARGV[19]) then verify = math.max(verify, doubt) end
+if verify > 0 then
+  redis.call('HSET', KEYS[1], 'verify', string.format('%.0f', verify))
+else
   redis.call('HDEL', KEYS[1], 'verify')
 end
 local begun = redis.call('HGET', KEYS[1], 'begun')
@@ -158,12 +163,18 @@ const RELEASE: &str = r"
 if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
 ";
 
-/// Puts a lost value back. ARGV: version, digest, sealed text, policy, refresh, expire, floor, lifetime, channel, message.
+/// Puts a lost value back. ARGV: version, digest, sealed text, policy, refresh, expire, floor, lifetime, channel, message, when
+/// to verify or 0.
 const RESTORE: &str = r"
-if tonumber(redis.call('HGET', KEYS[1], 'version') or '0') >= tonumber(ARGV[1]) then return end
-local history = redis.call('HGET', KEYS[1], 'history') or ''
-redis.call('HSET', KEYS[1], 'version', ARGV[1], 'digest', ARGV[2], 'secret', ARGV[3], 'policy', ARGV[4], 'refresh', ARGV[5],
-  'expire', ARGV[6], 'floor', ARGV[7], 'history', history .. ' ' .. ARGV[1] .. ':' .. ARGV[2])
+local stored, version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0'), tonumber(ARGV[1])
+local doubted = tonumber(ARGV[11]) > tonumber(redis.call('HGET', KEYS[1], 'verify') or '0')
+if stored > version or (stored == version and not doubted) then return end
+if stored < version then
+  local history = redis.call('HGET', KEYS[1], 'history') or ''
+  redis.call('HSET', KEYS[1], 'version', ARGV[1], 'digest', ARGV[2], 'secret', ARGV[3], 'policy', ARGV[4], 'refresh', ARGV[5],
+    'expire', ARGV[6], 'floor', ARGV[7], 'history', history .. ' ' .. ARGV[1] .. ':' .. ARGV[2])
+end
+if doubted then redis.call('HSET', KEYS[1], 'verify', ARGV[11]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[8])
 redis.call('PUBLISH', ARGV[9], ARGV[10])
 ";
@@ -310,7 +321,6 @@ impl RedisStore {
         fresh: &Fresh,
         now: SystemTime,
     ) -> Result<Written, Error> {
-        let verify = verify_at(fresh.policy, lease, now);
         let superseded = (fresh.policy == Policy::Classic).then(|| now + SUPERSEDED_AFTER);
         let mut call = self.scripts.write.key(record_key(key));
         call.key(lease_key(key))
@@ -323,22 +333,16 @@ impl RedisStore {
             .arg(unix(fresh.times.refresh))
             .arg(unix(fresh.times.expire))
             .arg(unix(fresh.times.floor))
-            .arg(
-                verify
-                    .map(unix)
-                    .map_or_else(String::new, |at| at.to_string()),
-            )
-            .arg(
-                superseded
-                    .map(unix)
-                    .map_or_else(String::new, |at| at.to_string()),
-            )
+            .arg(fresh.verify(lease).map_or(0, unix))
+            .arg(superseded.map_or(0, unix))
             .arg(millis(RECORD_TTL))
             .arg(HISTORY)
             .arg(CHANNEL)
             .arg(key.to_string())
             .arg(beijing_day(now))
-            .arg(u8::from(fresh.reported));
+            .arg(u8::from(fresh.reported))
+            .arg(fresh.doubt.map_or(0, unix))
+            .arg(unix(fresh.times.asked()));
         let answer: String = self.invoke(&call).await?;
         if answer == "superseded" {
             return Ok(Written::Superseded);
@@ -391,7 +395,12 @@ impl RedisStore {
         Ok(granted.is_some())
     }
 
-    pub(super) async fn restore(&self, key: &Key, held: &Credential) -> Result<(), Error> {
+    pub(super) async fn restore(
+        &self,
+        key: &Key,
+        held: &Credential,
+        verify: Option<SystemTime>,
+    ) -> Result<(), Error> {
         let mut call = self.scripts.restore.key(record_key(key));
         call.key(lease_key(key))
             .arg(held.version)
@@ -403,7 +412,8 @@ impl RedisStore {
             .arg(unix(held.times.floor))
             .arg(millis(RECORD_TTL))
             .arg(CHANNEL)
-            .arg(key.to_string());
+            .arg(key.to_string())
+            .arg(verify.map_or(0, unix));
         Ok(self.invoke(&call).await?)
     }
 
@@ -520,9 +530,10 @@ impl RedisStore {
             let (version, digest) = entry.split_once(':')?;
             Some((version.parse().ok()?, digest.to_owned()))
         });
-        let mut record = Record {
+        Ok(Record {
             credential,
             verify: moment("verify")?,
+            begun: moment("begun_at")?,
             failure: failure
                 .transpose()
                 .map_err(|_| unreadable(key, "failure"))?,
@@ -534,9 +545,7 @@ impl RedisStore {
                 exhausted: small("exhausted")? > 0,
             },
             history: history.collect(),
-        };
-        record.doubt(moment("begun_at")?);
-        Ok(record)
+        })
     }
 }
 

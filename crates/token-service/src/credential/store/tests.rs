@@ -38,6 +38,7 @@ fn fresh(secret: &str, policy: Policy) -> Fresh {
         policy,
         times: policy.plan(now(), Duration::from_secs(7200), 0.0),
         highest: 0,
+        doubt: None,
         reported: false,
     }
 }
@@ -235,8 +236,20 @@ async fn r04_a_late_writer_overwrites_nothing() {
         let credential = record.credential.unwrap();
         assert_eq!(credential.secret.expose_secret(), "newer");
         assert_eq!(credential.version, version);
-        // What the late writer fetched may have ended the newer one: one more refresh, when the floor allows.
-        assert_eq!(record.verify, Some(later(30)));
+        // What the late writer fetched may have ended the newer one. That is in doubt anyway, since it died within its call.
+        assert_eq!(record.verify, Some(later(60)));
+    }
+}
+
+#[tokio::test]
+async fn r04_what_a_late_writer_may_have_ended_is_refreshed_when_the_floor_allows() {
+    for suite in Suite::both().await {
+        let late = suite.lease(0).await;
+        suite.lease_expires().await;
+        suite.stored("newer").await;
+        assert_eq!(suite.record().await.verify, None);
+        assert_eq!(suite.write(late, "older").await, Written::Superseded);
+        assert_eq!(suite.record().await.verify, Some(later(30)));
     }
 }
 
@@ -263,7 +276,10 @@ async fn r15_a_takeover_of_a_call_that_began_is_verified_a_minute_later() {
         assert_eq!(suite.record().await.verify, Some(later(60)));
         let last = suite.lease(version).await;
         suite.granted(last).await;
-        let verified = fresh("verified", Policy::Classic);
+        let verified = Fresh {
+            times: Policy::Classic.plan(later(60), Duration::from_secs(7200), 0.0),
+            ..fresh("verified", Policy::Classic)
+        };
         let written = suite.store.write(&key(), last, &verified, later(60)).await;
         assert!(matches!(written, Ok(Written::Stored(_))));
         assert_eq!(suite.record().await.verify, None);
@@ -294,9 +310,54 @@ async fn r15_a_call_that_began_and_never_ended_is_verified_though_nothing_is_due
     for suite in Suite::both().await {
         let version = suite.stored("token").await;
         assert_eq!(suite.record().await.verify, None);
-        let dead = suite.lease(version).await;
-        suite.granted(dead).await;
-        assert_eq!(suite.record().await.verify, Some(later(60)));
+        for died_at in [0, 50] {
+            suite.lease_expires().await;
+            let dead = suite.lease(version).await;
+            suite.begin(dead, None, later(died_at)).await;
+            let record = suite.record().await;
+            // It may be under way yet. One that died later puts nothing off.
+            assert_eq!(record.doubt(later(10)), None);
+            assert_eq!(record.doubt(later(11)), Some(later(60)));
+        }
+    }
+}
+
+#[tokio::test]
+async fn r15_a_doubt_that_the_store_has_lost_comes_back_with_the_value_or_its_successor() {
+    for suite in Suite::both().await {
+        let verify = || async { suite.record().await.verify };
+        let held = |version, secret: &str| Credential {
+            secret: secret.into(),
+            version,
+            policy: Policy::Classic,
+            times: fresh("", Policy::Classic).times,
+        };
+        let restore = async |version, doubt| {
+            let held = held(version, "held");
+            suite.store.restore(&key(), &held, doubt).await.unwrap();
+        };
+        restore(7, None).await;
+        assert_eq!(verify().await, None);
+        restore(7, Some(later(40))).await;
+        assert_eq!(verify().await, Some(later(40)));
+        restore(7, Some(later(20))).await;
+        restore(6, Some(later(50))).await;
+        assert_eq!(verify().await, Some(later(40)), "the last one that counts");
+        let write = async |asked, doubt| {
+            let lease = suite.lease(suite.record().await.version()).await;
+            suite.granted(lease).await;
+            let fresh = Fresh {
+                times: Policy::Classic.plan(later(asked), Duration::from_secs(7200), 0.0),
+                doubt,
+                ..fresh("next", Policy::Classic)
+            };
+            let written = suite.store.write(&key(), lease, &fresh, later(asked)).await;
+            assert!(matches!(written, Ok(Written::Stored(_))));
+        };
+        write(30, Some(later(45))).await;
+        assert_eq!(verify().await, Some(later(45)));
+        write(45, Some(later(45))).await;
+        assert_eq!(verify().await, None);
     }
 }
 
@@ -311,7 +372,7 @@ async fn r04_a_late_writer_overwrites_nothing_that_was_put_back() {
             policy: Policy::Classic,
             times: fresh("newer", Policy::Classic).times,
         };
-        suite.store.restore(&key(), &held).await.unwrap();
+        suite.store.restore(&key(), &held, None).await.unwrap();
         assert_eq!(suite.write(late, "older").await, Written::Superseded);
         assert_eq!(suite.record().await.version(), held.version);
     }
@@ -363,12 +424,12 @@ async fn a_lost_value_is_put_back_and_a_newer_one_stays() {
             policy: Policy::Stable,
             times: fresh("", Policy::Stable).times,
         };
-        suite.store.restore(&key(), &held).await.unwrap();
+        suite.store.restore(&key(), &held, None).await.unwrap();
         let record = suite.record().await;
         assert_eq!(record.version(), 7);
         assert_eq!(record.version_of(&held.digest()), Some(7));
         let version = suite.stored("newer").await;
-        suite.store.restore(&key(), &held).await.unwrap();
+        suite.store.restore(&key(), &held, None).await.unwrap();
         assert_eq!(suite.record().await.version(), version);
     }
 }
