@@ -4,6 +4,7 @@
     reason = "the shared pieces land before the modules that use them"
 )]
 
+mod claim;
 pub mod config;
 mod cookie;
 pub mod error;

@@ -5,8 +5,6 @@
 //! everybody else gives that same answer. What was exchanged is kept, sealed, until it has become a session, so that the
 //! database's outage in between costs a retry and not the user's code; with Redis away as well the user signs in anew.
 
-mod claim;
-
 use std::{
     fmt,
     sync::Arc,
@@ -17,26 +15,24 @@ use redis::aio::ConnectionManager;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use service_kit::{App, AppKind, Clock, Sealer};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span, debug, warn};
 use wechat::{ApiError, AppSecret, Class, ErrCode, SessionKey};
 
-use self::claim::{Claim, Claims};
 use crate::{
+    claim::{self, Claim, Claims, Once},
     error::Error,
     metrics,
     session::{Sessions, Token},
     user::{Nickname, User, Users},
 };
 
-/// A login waits this long for another one with the same code.
-const WAIT: Duration = Duration::from_secs(3);
-/// How often it looks, at first and at most.
-const LOOK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
 /// The stores take this long at most to make a session of an exchanged code: with WeChat's five seconds it is less than
 /// a claim is held.
 const SIGN_IN: Duration = Duration::from_secs(8);
+/// What was exchanged waits for a store for as long as the code itself would have lived.
+const EXCHANGED_KEPT: Duration = Duration::from_secs(300);
 /// WeChat's interface; what failed in an answer that is given again.
 const ENDPOINT: &str = "/sns/jscode2session";
 
@@ -228,26 +224,14 @@ impl Logins {
         let secret = app.secret.as_ref().ok_or_else(|| Error::SecretUnknown {
             app: app.name.clone(),
         })?;
-        let code = self.claims.code(&app.app_id, attempt.js_code.expose());
-        let deadline = Instant::now() + WAIT;
-        let (mut pause, longest) = LOOK;
-        loop {
-            match self.claims.claim(&code).await? {
-                Claim::Won { exchanged } => {
-                    return self.win(&attempt, secret, &code, exchanged).await;
-                }
-                Claim::Answered(answer) => {
-                    debug!(app = app.name, "a js_code came again");
-                    return answer.give(app);
-                }
-                Claim::Held if Instant::now() + pause > deadline => {
-                    return Err(Error::LoginInProgress);
-                }
-                Claim::Held => {
-                    sleep(pause).await;
-                    pause = (pause * 2).min(longest);
-                }
+        let code = Once::new("login", &[app.app_id.as_str(), attempt.js_code.expose()]);
+        match self.claims.claim(&code).await? {
+            Claim::Won(exchanged) => self.win(&attempt, secret, &code, exchanged).await,
+            Claim::Answered(answer) => {
+                debug!(app = app.name, "a js_code came again");
+                Answer::give(answer, app)
             }
+            Claim::Held => Err(Error::LoginInProgress),
         }
     }
 
@@ -256,7 +240,7 @@ impl Logins {
         &self,
         attempt: &Attempt,
         secret: &AppSecret,
-        code: &claim::Code,
+        code: &Once,
         exchanged: Option<Exchanged>,
     ) -> Result<SignedIn, Error> {
         let exchanged = match exchanged {
@@ -284,7 +268,11 @@ impl Logins {
                 Ok(signed_in)
             }
             Err(error) => {
-                self.leave(self.claims.hand_over(code, &exchanged).await);
+                let left = self
+                    .claims
+                    .hand_over(code, &exchanged, EXCHANGED_KEPT)
+                    .await;
+                self.leave(left);
                 Err(error)
             }
         }
