@@ -58,6 +58,7 @@ impl World {
                 kind: sandbox::Kind::MiniProgram,
                 expires_in: 7_200,
                 callback: None,
+                oauth_domains: Vec::new(),
                 templates: Vec::new(),
                 quotas: BTreeMap::new(),
             });

@@ -9,10 +9,12 @@ use sha2::{Digest, Sha256};
 use crate::{
     bounded::BoundedMap,
     clock::Moment,
+    code::Codes,
     config::{AccountConfig, Kind},
     error::ApiError,
     login::{FormIds, JsCodes, SessionKey},
     message::{ClientMsgIds, Windows},
+    oauth::OAuth,
     quota::Quota,
     token::{StableTokens, TokenRing},
 };
@@ -26,6 +28,9 @@ pub(crate) struct Account {
     pub(crate) stable: StableTokens,
     pub(crate) js_codes: JsCodes,
     pub(crate) form_ids: FormIds,
+    /// Of the phone number button, and who pressed it.
+    pub(crate) phone_codes: Codes<String>,
+    pub(crate) oauth: OAuth,
     pub(crate) client_msg_ids: ClientMsgIds,
     pub(crate) quota: Quota,
     users: BoundedMap<User>,
@@ -37,6 +42,8 @@ pub(crate) struct User {
     pub(crate) union_id: String,
     pub(crate) follows: bool,
     pub(crate) session_key: Option<SessionKey>,
+    /// Whether the account may know nickname and picture.
+    pub(crate) consents: bool,
     pub(crate) windows: Windows,
 }
 
@@ -49,6 +56,8 @@ impl Account {
             stable: StableTokens::default(),
             js_codes: JsCodes::default(),
             form_ids: FormIds::default(),
+            phone_codes: Codes::default(),
+            oauth: OAuth::default(),
             client_msg_ids: ClientMsgIds::default(),
             quota,
             users: BoundedMap::new(USERS),
@@ -93,14 +102,14 @@ impl Account {
 
     /// The user that every account is born with.
     pub(crate) fn default_open_id(&self) -> String {
-        open_id(&self.config.app_id, 0)
+        open_id(&self.config.app_id, "0")
     }
 
     /// The openid of the account's next user, the same on every run.
     pub(crate) fn mint_user(&mut self) -> String {
         let number = self.minted;
         self.minted += 1;
-        let open_id = open_id(&self.config.app_id, number);
+        let open_id = open_id(&self.config.app_id, &number.to_string());
         self.add_user(&open_id, union_id(&number.to_string()));
         open_id
     }
@@ -113,11 +122,25 @@ impl Account {
         self.users.get_mut(open_id)
     }
 
+    /// The openid of a person, who exists here from now on.
+    pub(crate) fn open_id_of(&mut self, union_id: &str) -> String {
+        let known = self
+            .users()
+            .find(|(_, user)| user.union_id == union_id)
+            .map(|(open_id, _)| open_id.to_owned());
+        known.unwrap_or_else(|| {
+            let open_id = open_id(&self.config.app_id, union_id);
+            self.add_user(&open_id, union_id.to_owned());
+            open_id
+        })
+    }
+
     fn add_user(&mut self, open_id: &str, union_id: String) {
         let user = User {
             union_id,
             follows: self.config.kind == Kind::OfficialAccount,
             session_key: None,
+            consents: false,
             windows: Windows::default(),
         };
         self.users.insert(open_id.to_owned(), user);
@@ -149,16 +172,17 @@ pub(crate) fn is_open_id(text: &str) -> bool {
 /// The accounts by app id.
 pub(crate) type Accounts = BTreeMap<String, Account>;
 
-fn open_id(app_id: &str, number: u64) -> String {
-    format!("o{:.27}", digest(&format!("openid:{app_id}:{number}")))
+/// A person within an account.
+pub(crate) fn open_id(app_id: &str, person: &str) -> String {
+    format!("o{:.27}", digest(&format!("openid:{app_id}:{person}")))
 }
 
 /// The n-th user of every account is one person.
-fn union_id(person: &str) -> String {
+pub(crate) fn union_id(person: &str) -> String {
     format!("o{:.27}", digest(&format!("unionid:{person}")))
 }
 
-fn digest(text: &str) -> String {
+pub(crate) fn digest(text: &str) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(text))
 }
 

@@ -15,14 +15,14 @@ use crate::{
     callback::Target,
     calls::Call,
     clock::Moment,
-    config::Kind,
     connection::Scissors,
-    endpoint::Endpoint,
+    endpoint::{Credential, Endpoint},
     error::ApiError,
     fault::Fault,
     message,
     state::{State, World},
     token::{self, Grant},
+    user_data,
 };
 
 /// The longest body that is read; WeChat's own limit is not documented.
@@ -225,14 +225,25 @@ fn caller(accounts: &Accounts, request: &Received, now: Moment) -> Option<String
         body,
         ..
     } = request;
-    let named = match endpoint {
-        Endpoint::StableToken => serde_json::from_slice::<Value>(body)
-            .ok()?
-            .get("appid")
-            .and_then(Value::as_str)
-            .map(str::to_owned),
-        Endpoint::Token | Endpoint::CodeToSession => query.get("appid").cloned(),
-        _ => return owner(accounts, query.get("access_token")?, now).map(|(app_id, _)| app_id),
+    let named = match endpoint.credential() {
+        Credential::AppSecret if *endpoint == Endpoint::StableToken => {
+            serde_json::from_slice::<Value>(body)
+                .ok()?
+                .get("appid")
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+        }
+        Credential::AppSecret | Credential::RefreshToken => query.get("appid").cloned(),
+        Credential::AccessToken => {
+            return owner(accounts, query.get("access_token")?, now).map(|(app_id, _)| app_id);
+        }
+        Credential::UserToken => {
+            let token = query.get("access_token")?;
+            let mut accounts = accounts.iter();
+            return accounts
+                .find(|(_, account)| account.oauth.knows(token))
+                .map(|(app_id, _)| app_id.clone());
+        }
     };
     named.filter(|app_id| accounts.contains_key(app_id))
 }
@@ -261,17 +272,15 @@ fn admit(world: &mut World, request: &Received, now: Moment) -> Result<(String, 
         });
     }
     let read_body = || if post { parse(body) } else { Ok(Value::Null) };
-    let (app_id, body) = if endpoint.takes_token() {
-        (
-            authorize(&world.accounts, *endpoint, query, now)?,
-            read_body()?,
-        )
-    } else {
-        let body = read_body()?;
-        (
-            authenticate(&world.accounts, *endpoint, query, &body)?,
-            body,
-        )
+    let accounts = &world.accounts;
+    let (app_id, body) = match endpoint.credential() {
+        Credential::AccessToken => (authorize(accounts, *endpoint, query, now)?, read_body()?),
+        Credential::UserToken => (authorize_user(accounts, query, now)?, Value::Null),
+        Credential::RefreshToken => (recognize(accounts, *endpoint, query)?, Value::Null),
+        Credential::AppSecret => {
+            let body = read_body()?;
+            (authenticate(accounts, *endpoint, query, &body)?, body)
+        }
     };
     let account = world
         .accounts
@@ -313,6 +322,44 @@ fn dispatch(world: &mut World, request: &Received, now: Moment) -> Result<Done, 
             let user = account.user(&open_id).ok_or(ApiError::INVALID_CODE)?;
             json!({"openid": open_id, "session_key": user.session_key, "unionid": user.union_id})
         }
+        Endpoint::CheckSession | Endpoint::ResetSession => {
+            let open_id = present(&request.query, "openid", ApiError::OPENID_MISSING)?;
+            let given = |name| request.query.get(name).map(String::as_str);
+            user_data::check_session(account, open_id, given("signature"), given("sig_method"))?;
+            if request.endpoint == Endpoint::CheckSession {
+                ok(json!({}))
+            } else {
+                let key = user_data::reset_session(account, open_id)?;
+                ok(json!({"openid": open_id, "session_key": key}))
+            }
+        }
+        Endpoint::PhoneNumber => {
+            let code = text("code").ok_or(ApiError::CODE_MISSING)?;
+            let phone_info =
+                user_data::phone_number(&mut world.accounts, &app_id, code, text("openid"), now)?;
+            ok(json!({"phone_info": phone_info}))
+        }
+        Endpoint::OAuthToken => {
+            let code = present(&request.query, "code", ApiError::CODE_MISSING)?;
+            account.oauth.exchange(code, now, life)?
+        }
+        Endpoint::OAuthRefresh => {
+            let token = present(
+                &request.query,
+                "refresh_token",
+                ApiError::REFRESH_TOKEN_MISSING,
+            )?;
+            account.oauth.refresh(token, now, life)?
+        }
+        Endpoint::OAuthUserInfo => {
+            let token = present(
+                &request.query,
+                "access_token",
+                ApiError::ACCESS_TOKEN_MISSING,
+            )?;
+            account.oauth.user_info(token)?
+        }
+        Endpoint::OAuthCheck => ok(json!({})),
         Endpoint::ApiDomainIp => json!({"ip_list": ADDRESSES}),
         Endpoint::QuotaGet => {
             let asked = quota_path(text("cgi_path").unwrap_or_default())?;
@@ -348,11 +395,15 @@ fn granted((access_token, expires_in): Grant) -> Value {
 
 /// Other answers begin with one that says so.
 fn ok(fields: Value) -> Value {
-    let mut answer = json!({"errcode": 0, "errmsg": "ok"});
-    if let (Value::Object(answer), Value::Object(fields)) = (&mut answer, fields) {
-        answer.extend(fields);
+    joined(json!({"errcode": 0, "errmsg": "ok"}), fields)
+}
+
+/// One object with the fields of both.
+pub(crate) fn joined(mut object: Value, more: Value) -> Value {
+    if let (Value::Object(fields), Value::Object(more)) = (&mut object, more) {
+        fields.extend(more);
     }
-    answer
+    object
 }
 
 fn send(
@@ -417,6 +468,39 @@ fn authorize(
     Ok(app_id)
 }
 
+/// The account whose user token the caller shows, with the user's openid.
+fn authorize_user(
+    accounts: &Accounts,
+    query: &Parameters,
+    now: Moment,
+) -> Result<String, ApiError> {
+    let token = present(query, "access_token", ApiError::ACCESS_TOKEN_MISSING)?;
+    let open_id = present(query, "openid", ApiError::OPENID_MISSING)?;
+    let (app_id, verdict) = accounts
+        .iter()
+        .find_map(|(app_id, account)| Some((app_id, account.oauth.check(token, open_id, now)?)))
+        .ok_or(ApiError::INVALID_CREDENTIAL)?;
+    verdict?;
+    Ok(app_id.clone())
+}
+
+/// The account that the caller names where a token of its user says the rest.
+fn recognize(
+    accounts: &Accounts,
+    endpoint: Endpoint,
+    query: &Parameters,
+) -> Result<String, ApiError> {
+    if query.get("grant_type").map(String::as_str) != Some("refresh_token") {
+        return Err(ApiError::INVALID_GRANT_TYPE);
+    }
+    let app_id = present(query, "appid", ApiError::APPID_MISSING)?;
+    let account = accounts.get(app_id).ok_or(ApiError::INVALID_APPID)?;
+    if endpoint.kind() != Some(account.config.kind) {
+        return Err(ApiError::INVALID_APPID);
+    }
+    Ok(app_id.to_owned())
+}
+
 /// The account whose AppSecret the caller shows.
 fn authenticate(
     accounts: &Accounts,
@@ -433,7 +517,9 @@ fn authenticate(
         _ => present(query, name, missing),
     };
     let (grant_type, wrong_secret) = match endpoint {
-        Endpoint::CodeToSession => ("authorization_code", ApiError::INVALID_APPSECRET),
+        Endpoint::CodeToSession | Endpoint::OAuthToken => {
+            ("authorization_code", ApiError::INVALID_APPSECRET)
+        }
         Endpoint::StableToken => ("client_credential", ApiError::INVALID_APPSECRET),
         _ => ("client_credential", ApiError::INVALID_CREDENTIAL),
     };
@@ -443,7 +529,10 @@ fn authenticate(
     let app_id = given("appid", ApiError::APPID_MISSING)?;
     let secret = given("secret", ApiError::APPSECRET_MISSING)?;
     let account = accounts.get(app_id).ok_or(ApiError::INVALID_APPID)?;
-    if endpoint == Endpoint::CodeToSession && account.config.kind != Kind::MiniProgram {
+    if endpoint
+        .kind()
+        .is_some_and(|kind| kind != account.config.kind)
+    {
         return Err(ApiError::INVALID_APPID);
     }
     if !account.secret_is(secret) {

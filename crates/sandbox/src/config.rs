@@ -34,6 +34,9 @@ pub struct AccountConfig {
     pub expires_in: u32,
     /// Where messages and events go; without it nothing is pushed.
     pub callback: Option<CallbackConfig>,
+    /// 网页授权域名: the hosts to whose pages users are sent back, at any port; official accounts only.
+    #[serde(default)]
+    pub oauth_domains: Vec<String>,
     /// The account's template list.
     #[serde(default)]
     pub templates: Vec<TemplateConfig>,
@@ -165,6 +168,7 @@ impl Config {
                     original_id: "gh_000000000001".to_owned(),
                     expires_in: default_expires_in(),
                     callback: Some(callback("shop", Format::Json)),
+                    oauth_domains: Vec::new(),
                     templates: vec![
                         template(
                             "SUBSCRIBE_ORDER_SHIPPED",
@@ -186,6 +190,7 @@ impl Config {
                     original_id: "gh_000000000002".to_owned(),
                     expires_in: default_expires_in(),
                     callback: Some(callback("news", Format::Xml)),
+                    oauth_domains: vec!["127.0.0.1".to_owned(), "localhost".to_owned()],
                     templates: vec![template(
                         "TEMPLATE_ORDER_PAID",
                         TemplateKind::Template,
@@ -261,6 +266,14 @@ impl AccountConfig {
                 ));
             }
         }
+        if self.kind != Kind::OfficialAccount && !self.oauth_domains.is_empty() {
+            problem("oauth_domains are an official account's");
+        }
+        for domain in &self.oauth_domains {
+            if !url::Host::parse(domain).is_ok_and(|host| host.to_string() == *domain) {
+                problem("oauth_domains must look like h5.example.com");
+            }
+        }
         if let Some(callback) = &self.callback {
             callback.validate(self.kind, problem);
         }
@@ -314,6 +327,7 @@ mod tests {
             original_id = "gh_1"
             expires_in = 9000
             quotas = { "/nowhere" = 1 }
+            oauth_domains = ["https://h5.example.com"]
             callback = { url = "nowhere", token = "x", mode = "safe", format = "json" }
             "#,
         )
@@ -322,6 +336,7 @@ mod tests {
             "secret",
             "expires_in",
             "quotas",
+            "oauth_domains",
             "callback.url",
             "callback.token",
             "encoding_aes_key",

@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 
 use crate::{
     fault::Fault,
+    oauth::Authorize,
     state::{Deliver, Error, State},
+    user_data::UserDataKind,
 };
 
 pub(crate) fn routes() -> Router<State> {
@@ -24,6 +26,10 @@ pub(crate) fn routes() -> Router<State> {
         .route("/sandbox/users", post(user))
         .route("/sandbox/login", post(login))
         .route("/sandbox/form", post(form))
+        .route("/sandbox/user-data", post(user_data))
+        .route("/sandbox/phone-code", post(phone_code))
+        .route("/sandbox/authorize", post(authorize))
+        .route("/sandbox/refusals", post(refusals))
         .route("/sandbox/inbox", get(inbox).delete(clear_inbox))
         .route("/sandbox/deliver", post(deliver))
         .route("/sandbox/verify", post(verify))
@@ -54,6 +60,21 @@ struct UserChange {
     app_id: String,
     open_id: Option<String>,
     follows: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    app_id: String,
+    open_id: Option<String>,
+    #[serde(default)]
+    kind: UserDataKind,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Refusals {
+    r#return: bool,
 }
 
 #[derive(Deserialize)]
@@ -106,6 +127,43 @@ async fn form(
 ) -> Result<Response, Refusal> {
     let AccountUser { app_id, open_id } = parse(&body)?;
     Ok(Json(state.form(&app_id, open_id.as_deref())?).into_response())
+}
+
+async fn user_data(
+    extract::State(state): extract::State<State>,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    let Wanted {
+        app_id,
+        open_id,
+        kind,
+    } = parse(&body)?;
+    Ok(Json(state.user_data(&app_id, open_id.as_deref(), kind)?).into_response())
+}
+
+async fn phone_code(
+    extract::State(state): extract::State<State>,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    let AccountUser { app_id, open_id } = parse(&body)?;
+    Ok(Json(state.phone_code(&app_id, open_id.as_deref())?).into_response())
+}
+
+async fn authorize(
+    extract::State(state): extract::State<State>,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    let request: Authorize = parse(&body)?;
+    Ok(Json(state.authorize(&request)?).into_response())
+}
+
+async fn refusals(
+    extract::State(state): extract::State<State>,
+    body: Bytes,
+) -> Result<StatusCode, Refusal> {
+    let Refusals { r#return } = parse(&body)?;
+    state.set_refusals_return(r#return);
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn inbox(

@@ -11,6 +11,13 @@ pub(crate) enum Endpoint {
     StableToken,
     Ticket,
     CodeToSession,
+    CheckSession,
+    ResetSession,
+    PhoneNumber,
+    OAuthToken,
+    OAuthRefresh,
+    OAuthUserInfo,
+    OAuthCheck,
     TemplateSend,
     SubscribeSend,
     FormTemplateSend,
@@ -20,12 +27,32 @@ pub(crate) enum Endpoint {
     ClearQuota,
 }
 
+/// What the caller of an interface shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Credential {
+    /// The account's `access_token`.
+    AccessToken,
+    /// The app id and the AppSecret.
+    AppSecret,
+    /// The `access_token` that web OAuth gave for one user.
+    UserToken,
+    /// The app id and the `refresh_token` that web OAuth gave for one user.
+    RefreshToken,
+}
+
 impl Endpoint {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::Token,
         Self::StableToken,
         Self::Ticket,
         Self::CodeToSession,
+        Self::CheckSession,
+        Self::ResetSession,
+        Self::PhoneNumber,
+        Self::OAuthToken,
+        Self::OAuthRefresh,
+        Self::OAuthUserInfo,
+        Self::OAuthCheck,
         Self::TemplateSend,
         Self::SubscribeSend,
         Self::FormTemplateSend,
@@ -47,6 +74,13 @@ impl Endpoint {
             Self::StableToken => "/cgi-bin/stable_token",
             Self::Ticket => "/cgi-bin/ticket/getticket",
             Self::CodeToSession => "/sns/jscode2session",
+            Self::CheckSession => "/wxa/checksession",
+            Self::ResetSession => "/wxa/resetusersessionkey",
+            Self::PhoneNumber => "/wxa/business/getuserphonenumber",
+            Self::OAuthToken => "/sns/oauth2/access_token",
+            Self::OAuthRefresh => "/sns/oauth2/refresh_token",
+            Self::OAuthUserInfo => "/sns/userinfo",
+            Self::OAuthCheck => "/sns/auth",
             Self::TemplateSend => "/cgi-bin/message/template/send",
             Self::SubscribeSend => "/cgi-bin/message/subscribe/send",
             Self::FormTemplateSend => "/cgi-bin/message/wxopen/template/send",
@@ -59,8 +93,18 @@ impl Endpoint {
 
     pub(crate) const fn method(self) -> Method {
         match self {
-            Self::Token | Self::Ticket | Self::CodeToSession | Self::ApiDomainIp => Method::GET,
+            Self::Token
+            | Self::Ticket
+            | Self::CodeToSession
+            | Self::CheckSession
+            | Self::ResetSession
+            | Self::OAuthToken
+            | Self::OAuthRefresh
+            | Self::OAuthUserInfo
+            | Self::OAuthCheck
+            | Self::ApiDomainIp => Method::GET,
             Self::StableToken
+            | Self::PhoneNumber
             | Self::TemplateSend
             | Self::SubscribeSend
             | Self::FormTemplateSend
@@ -70,16 +114,41 @@ impl Endpoint {
         }
     }
 
-    /// Whether the caller shows an access token, rather than the AppSecret.
-    pub(crate) const fn takes_token(self) -> bool {
-        !matches!(self, Self::Token | Self::StableToken | Self::CodeToSession)
+    pub(crate) const fn credential(self) -> Credential {
+        match self {
+            Self::Token | Self::StableToken | Self::CodeToSession | Self::OAuthToken => {
+                Credential::AppSecret
+            }
+            Self::OAuthUserInfo | Self::OAuthCheck => Credential::UserToken,
+            Self::OAuthRefresh => Credential::RefreshToken,
+            Self::Ticket
+            | Self::CheckSession
+            | Self::ResetSession
+            | Self::PhoneNumber
+            | Self::TemplateSend
+            | Self::SubscribeSend
+            | Self::FormTemplateSend
+            | Self::CustomSend
+            | Self::ApiDomainIp
+            | Self::QuotaGet
+            | Self::ClearQuota => Credential::AccessToken,
+        }
     }
 
     /// The kind of account that may call it; `None` is both.
     pub(crate) const fn kind(self) -> Option<Kind> {
         match self {
-            Self::TemplateSend => Some(Kind::OfficialAccount),
-            Self::SubscribeSend | Self::FormTemplateSend => Some(Kind::MiniProgram),
+            Self::TemplateSend
+            | Self::OAuthToken
+            | Self::OAuthRefresh
+            | Self::OAuthUserInfo
+            | Self::OAuthCheck => Some(Kind::OfficialAccount),
+            Self::CodeToSession
+            | Self::CheckSession
+            | Self::ResetSession
+            | Self::PhoneNumber
+            | Self::SubscribeSend
+            | Self::FormTemplateSend => Some(Kind::MiniProgram),
             _ => None,
         }
     }
@@ -93,7 +162,17 @@ impl Endpoint {
             Self::TemplateSend => Some(100_000),
             Self::SubscribeSend => Some(10_000_000),
             Self::FormTemplateSend => Some(1_000_000),
-            Self::CodeToSession | Self::ApiDomainIp | Self::QuotaGet | Self::ClearQuota => None,
+            Self::CodeToSession
+            | Self::CheckSession
+            | Self::ResetSession
+            | Self::PhoneNumber
+            | Self::OAuthToken
+            | Self::OAuthRefresh
+            | Self::OAuthUserInfo
+            | Self::OAuthCheck
+            | Self::ApiDomainIp
+            | Self::QuotaGet
+            | Self::ClearQuota => None,
         }
     }
 
@@ -101,6 +180,7 @@ impl Endpoint {
     pub(crate) const fn minute_limit(self) -> Option<u32> {
         match self {
             Self::StableToken => Some(10_000),
+            Self::ResetSession => Some(60_000),
             _ => None,
         }
     }

@@ -52,6 +52,7 @@ errors! {
     INVALID_APPID = 40013, "invalid appid";
     INVALID_ACCESS_TOKEN = 40014, "invalid access_token";
     INVALID_CODE = 40029, "invalid code";
+    INVALID_REFRESH_TOKEN = 40030, "invalid refresh_token";
     INVALID_CHARSET = 40033, "invalid charset. please check your request, if include \\uxxxx will create fail!";
     INVALID_TEMPLATE_ID = 40037, "invalid template_id";
     INVALID_URL = 40066, "invalid url";
@@ -61,11 +62,14 @@ errors! {
     CONTENT_MALFORMED = 40250, "template message content is malformed";
     ACCESS_TOKEN_MISSING = 41001, "access_token missing";
     APPID_MISSING = 41002, "appid missing";
+    REFRESH_TOKEN_MISSING = 41003, "refresh_token missing";
     APPSECRET_MISSING = 41004, "appsecret missing";
     CODE_MISSING = 41008, "missing code";
+    OPENID_MISSING = 41009, "missing openid";
     INVALID_FORM_ID = 41028, "invalid form id";
     FORM_ID_USED = 41029, "form id used count reach limit";
     ACCESS_TOKEN_EXPIRED = 42001, "access_token expired";
+    REFRESH_TOKEN_EXPIRED = 42002, "refresh_token expired";
     REQUIRE_GET = 43001, "require GET method";
     REQUIRE_POST = 43002, "require POST method";
     REQUIRE_SUBSCRIBE = 43004, "require subscribe";
@@ -84,6 +88,9 @@ errors! {
     CGI_PATH_MALFORMED = 76003, "cgi_path malformed";
     CGI_PATH_UNKNOWN = 76021, "cgi_path not found";
     CGI_PATH_FORBIDDEN = 76022, "could not use this cgi_path, no permission";
+    SESSION_KEY_GONE = 87007, "session_key is not existd or expired";
+    INVALID_SIG_METHOD = 87008, "invalid sig_method";
+    INVALID_SIGNATURE = 87009, "invalid signature";
 }
 
 #[cfg(test)]

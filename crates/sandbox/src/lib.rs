@@ -6,6 +6,7 @@ mod bounded;
 mod callback;
 mod calls;
 mod clock;
+mod code;
 mod config;
 mod connection;
 mod control;
@@ -14,10 +15,13 @@ mod error;
 mod fault;
 mod login;
 mod message;
+mod oauth;
+mod persona;
 mod phone;
 mod quota;
 mod state;
 mod token;
+mod user_data;
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -35,7 +39,9 @@ pub use self::{
     },
     fault::Fault,
     message::{Message, MessageKind},
+    oauth::{Authorize, Authorized},
     state::{AccountView, Deliver, Error, Form, Login, Standing, State, UserView},
+    user_data::{PhoneCode, UserData, UserDataKind},
 };
 
 /// How long requests under way may take to end once the sandbox is told to stop.
@@ -107,6 +113,7 @@ impl Sandbox {
             .route("/", get(phone::page))
             .route("/healthz", get(|| async { "ok" }))
             .merge(control::routes())
+            .merge(oauth::routes())
             .fallback(api::handle)
             .with_state(state.clone())
             .into_make_service_with_connect_info::<Scissors>();

@@ -45,6 +45,8 @@ pub(crate) struct World {
     pub(crate) calls: CallLog,
     pub(crate) faults: Faults,
     pub(crate) msg_ids: MsgIds,
+    /// Whether those who refuse web authorisation come back to the page.
+    pub(crate) refusals_return: bool,
 }
 
 /// Why the sandbox would not do what a developer asked.
@@ -153,6 +155,7 @@ impl State {
             calls: CallLog::default(),
             faults: Faults::default(),
             msg_ids: MsgIds::starting(clock.now()),
+            refusals_return: true,
         };
         Ok(Self(Arc::new(Shared {
             clock,
@@ -186,7 +189,7 @@ impl State {
             user.session_key = Some(mint_session_key());
         }
         Ok(Login {
-            js_code: account.js_codes.issue(&open_id, now),
+            js_code: account.js_codes.issue(open_id.clone(), now),
             open_id,
         })
     }
@@ -457,7 +460,10 @@ fn account<'a>(world: &'a mut World, app_id: &str) -> Result<&'a mut Account, Er
         .ok_or_else(|| Error::UnknownApp(app_id.to_owned()))
 }
 
-fn mini_program<'a>(world: &'a mut World, app_id: &str) -> Result<&'a mut Account, Error> {
+pub(crate) fn mini_program<'a>(
+    world: &'a mut World,
+    app_id: &str,
+) -> Result<&'a mut Account, Error> {
     let account = account(world, app_id)?;
     if account.config.kind != Kind::MiniProgram {
         return Err(Error::Invalid(format!("{app_id} is no mini program")));
@@ -466,7 +472,7 @@ fn mini_program<'a>(world: &'a mut World, app_id: &str) -> Result<&'a mut Accoun
 }
 
 /// The openid that is meant: the named one, which need not exist yet, or the default user's.
-fn resolve(account: &Account, open_id: Option<&str>) -> Result<String, Error> {
+pub(crate) fn resolve(account: &Account, open_id: Option<&str>) -> Result<String, Error> {
     match open_id {
         None => Ok(account.default_open_id()),
         Some(open_id) if is_open_id(open_id) => Ok(open_id.to_owned()),

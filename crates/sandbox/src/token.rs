@@ -149,7 +149,7 @@ pub(crate) fn is_well_formed(text: &str) -> bool {
     })
 }
 
-fn mint_token() -> String {
+pub(crate) fn mint_token() -> String {
     format!(
         "50_{}",
         BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 96]>())

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use sandbox::{Config, Deliver, Fault};
+use sandbox::{Authorize, Config, Deliver, Fault};
 use wechat::{
-    AppId, AppSecret, Client, ClientOptions, CustomerContent, CustomerMessage, Error,
-    FormTemplateMessage, OpenId, SubscribeMessage, TemplateMessage, TicketType,
+    AppId, AppSecret, Class, Client, ClientOptions, CustomerContent, CustomerMessage, Error,
+    FormTemplateMessage, OAuthRequest, OAuthScope, OpenId, SubscribeMessage, TemplateMessage,
+    TicketType, oauth_authorize_url,
 };
 
 use crate::world::{Callback, NEWS, NEWS_SECRET, SHOP, SHOP_SECRET, World};
@@ -66,6 +67,110 @@ async fn credentials_and_logins_are_understood() {
         .unwrap_err();
     assert_eq!(error.errcode().unwrap().0, 40163);
     assert!(error.rid().is_some());
+}
+
+#[tokio::test]
+async fn web_oauth_is_understood() {
+    let world = World::start().await;
+    let client = client(&world);
+    let (news, secret) = (app(NEWS), AppSecret::new(NEWS_SECRET));
+    let open_url = world.url.parse().unwrap();
+    let redirect_uri = "http://127.0.0.1:8081/oauth/news/callback".parse().unwrap();
+    let visit = |scope, force_popup, snapshot| Authorize {
+        url: oauth_authorize_url(
+            &open_url,
+            &OAuthRequest {
+                app_id: &news,
+                redirect_uri: &redirect_uri,
+                scope,
+                state: "S1",
+                force_popup,
+            },
+        )
+        .into(),
+        snapshot,
+        ..Authorize::default()
+    };
+    let grant = async |visit| {
+        let callback_url = world.state.authorize(&visit).unwrap().callback_url.unwrap();
+        let (_, query) = callback_url.split_once("?code=").unwrap();
+        let code = query.strip_suffix("&state=S1").unwrap();
+        client
+            .oauth_access_token(&news, &secret, code)
+            .await
+            .unwrap()
+    };
+
+    let base = grant(visit(OAuthScope::Base, false, false)).await;
+    assert_eq!(base.scopes, [OAuthScope::Base]);
+    assert_eq!(base.open_id, user(&world, NEWS));
+    assert_eq!((base.union_id, base.is_snapshot_user), (None, false));
+    let error = client
+        .oauth_user_info(&base.access_token, &base.open_id)
+        .await
+        .unwrap_err();
+    assert_eq!(error.class(), Class::Grant);
+
+    let full = grant(visit(OAuthScope::UserInfo, true, false)).await;
+    let described = client
+        .oauth_user_info(&full.access_token, &full.open_id)
+        .await
+        .unwrap();
+    assert_eq!(
+        (described.open_id, described.union_id),
+        (full.open_id, full.union_id)
+    );
+    assert!(described.head_img_url.is_some());
+    let snapshot = grant(visit(OAuthScope::UserInfo, false, true)).await;
+    assert!(snapshot.is_snapshot_user);
+}
+
+#[tokio::test]
+async fn session_keys_and_phone_numbers_are_understood() {
+    let world = World::start().await;
+    let client = client(&world);
+    let (shop, secret) = (app(SHOP), AppSecret::new(SHOP_SECRET));
+    let token = client.access_token(&shop, &secret).await.unwrap().value;
+    let login = world.state.login(SHOP, None).unwrap();
+    let session = client
+        .code_to_session(&shop, &secret, &login.js_code)
+        .await
+        .unwrap();
+    let (open_id, key) = (session.open_id, session.session_key);
+    assert!(
+        client
+            .check_session_key(&token, &open_id, &key)
+            .await
+            .unwrap()
+    );
+    let fresh = client
+        .reset_session_key(&token, &open_id, &key)
+        .await
+        .unwrap();
+    assert!(
+        !client
+            .check_session_key(&token, &open_id, &key)
+            .await
+            .unwrap()
+    );
+    assert!(
+        client
+            .check_session_key(&token, &open_id, &fresh)
+            .await
+            .unwrap()
+    );
+
+    let code = world.state.phone_code(SHOP, None).unwrap().code;
+    let phone = client
+        .phone_number(&token, &code, Some(&open_id))
+        .await
+        .unwrap();
+    assert_eq!(
+        (phone.country_code.as_str(), phone.phone_number.len()),
+        ("86", 11)
+    );
+    let error = client.phone_number(&token, &code, None).await.unwrap_err();
+    assert_eq!(error.class(), Class::Grant);
 }
 
 #[tokio::test]

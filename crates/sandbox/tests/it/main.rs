@@ -13,5 +13,7 @@ mod credential;
 mod customer;
 mod fault;
 mod login;
+mod oauth;
 mod template;
+mod user_data;
 mod world;
