@@ -20,6 +20,14 @@ pub mod reasons {
     pub const SESSION_INVALID: &str = "SESSION_INVALID";
     /// There is no such user, or it is of an app that is not open to the caller.
     pub const USER_NOT_FOUND: &str = "USER_NOT_FOUND";
+    /// The user's session_key is gone or replaced: the user logs in again, then the data is fetched again.
+    pub const SESSION_KEY_OUTDATED: &str = "SESSION_KEY_OUTDATED";
+    /// Encrypted data was changed on the way, or is not of this app or user.
+    pub const DATA_INVALID: &str = "DATA_INVALID";
+    /// Encrypted data is too old: it is fetched again.
+    pub const DATA_EXPIRED: &str = "DATA_EXPIRED";
+    /// The phone number's code is wrong, expired or used: the user presses the button again.
+    pub const PHONE_CODE_INVALID: &str = "PHONE_CODE_INVALID";
 }
 
 /// Why a request failed. Nothing in it holds a token, a code or a session key.
@@ -53,6 +61,34 @@ pub enum Error {
         /// What WeChat said.
         source: wechat::Error,
     },
+    /// No `session_key` is kept of the user, or WeChat does not know it any more.
+    #[error("the session_key is out of date: log in again, then fetch the data again")]
+    SessionKeyOutdated,
+    /// Encrypted data is not what WeChat made for this user; what is wrong, as a sentence.
+    #[error("the data is not valid: {0}")]
+    DataInvalid(&'static str),
+    /// Encrypted data is too old.
+    #[error("the data is too old: fetch it again")]
+    DataExpired,
+    /// WeChat does not take the code of the phone number button.
+    #[error("app {app}: the code is wrong, expired, used or of another user")]
+    PhoneCodeInvalid {
+        /// The app's name.
+        app: String,
+        /// What WeChat said.
+        source: wechat::Error,
+    },
+    /// WeChat refused something else, or did not answer.
+    #[error("app {app}: a call to WeChat failed")]
+    Call {
+        /// The app's name.
+        app: String,
+        /// What WeChat said.
+        source: wechat::Error,
+    },
+    /// token-service refused, or did not answer.
+    #[error("token-service failed")]
+    Tokens(#[from] token_client::Error),
     /// The catalog holds no secret for the app.
     #[error("app {app} has no secret")]
     SecretUnknown {
@@ -119,6 +155,26 @@ pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
             }
             .build()
         }
+        Error::SessionKeyOutdated => {
+            tell(Code::Unauthenticated, reasons::SESSION_KEY_OUTDATED).build()
+        }
+        Error::DataInvalid(_) => tell(Code::InvalidArgument, reasons::DATA_INVALID).build(),
+        Error::DataExpired => tell(Code::InvalidArgument, reasons::DATA_EXPIRED).build(),
+        Error::PhoneCodeInvalid { app, source } => {
+            debug!(
+                app,
+                error = cause,
+                "WeChat refused the code of a phone number"
+            );
+            status::wechat(source, app, now)
+                .with_code(Code::InvalidArgument, reasons::PHONE_CODE_INVALID)
+                .build()
+        }
+        Error::Call { app, source } => {
+            warn!(app, error = cause, "a call to WeChat failed");
+            status::wechat(source, app, now).build()
+        }
+        Error::Tokens(source) => tokens(source, cause),
         Error::SecretUnknown { .. } => {
             error!(error = cause, "login is impossible");
             tell(Code::FailedPrecondition, reason::WECHAT_CONFIG_INVALID).build()
@@ -135,6 +191,28 @@ pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
         Error::Stored(_) | Error::TaskLost(_) => {
             error!(error = cause, "internal error");
             status::internal()
+        }
+    }
+}
+
+/// What token-service said, in so far as it is about the request.
+fn tokens(error: &token_client::Error, cause: &(dyn std::error::Error + 'static)) -> Status {
+    match error.code() {
+        // About this service's own key and list of apps, which the caller knows nothing of.
+        Code::Unauthenticated | Code::PermissionDenied | Code::NotFound => {
+            error!(error = cause, "token-service refuses this service");
+            status::internal()
+        }
+        _ if error.reason().is_none() => {
+            warn!(error = cause, "token-service does not answer");
+            let message = "token-service does not answer";
+            status::error(Code::Unavailable, reason::PEER_UNAVAILABLE, message)
+                .retry_after(Duration::from_secs(1))
+                .build()
+        }
+        _ => {
+            debug!(error = cause, "token-service refused");
+            Status::from(error.clone())
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The routes for devices and browsers: translate, nothing else.
 
+mod data;
 mod session;
 
 use axum::{
@@ -19,6 +20,7 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 pub(crate) fn router(auth: Auth) -> Router {
     Router::new()
         .merge(session::routes())
+        .merge(data::routes())
         .route("/page.css", get(page::style))
         .route("/{file}", get(verify_file))
         .with_state(auth)

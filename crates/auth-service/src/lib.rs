@@ -18,13 +18,15 @@ mod page;
 pub mod session;
 mod ticket;
 pub mod user;
+pub mod user_data;
 
 use std::io;
 
 use proto::auth::v1::auth_service_server::{AuthServiceServer, SERVICE_NAME};
 use sea_orm::DbErr;
+use serde_json::Value;
 use service_kit::{
-    CatalogHandle, Clock, Problems, Settings,
+    AppKind, CatalogHandle, Clock, Problems, Settings,
     catalog::{self, Needs},
     cli,
     ops::Readiness,
@@ -36,11 +38,17 @@ use token_client::TokenClient;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, service::Routes};
 use url::Url;
+use wechat::AppId;
 
 pub use self::{config::Config, error::Error, migration::migrate};
 use self::{
-    cookie::Cookies, login::Logins, migration::Migrator, session::Sessions, ticket::Tickets,
+    cookie::Cookies,
+    login::Logins,
+    migration::Migrator,
+    session::{Sessions, Token},
+    ticket::Tickets,
     user::Users,
+    user_data::{Encrypted, UserData},
 };
 
 /// The service's name.
@@ -85,6 +93,7 @@ struct Auth {
     logins: Logins,
     sessions: Sessions,
     users: Users,
+    user_data: UserData,
     tickets: Tickets,
     cookies: Cookies,
     tokens: TokenClient,
@@ -100,6 +109,29 @@ impl Auth {
     /// Tells a failure to whoever asked.
     fn status(&self, error: &Error) -> Status {
         error::to_status(error, self.clock.now())
+    }
+
+    /// Opens what WeChat encrypted for the user of a session with a mini program that `open_to` admits.
+    async fn open_user_data(
+        &self,
+        token: &Token,
+        open_to: impl FnOnce(&AppId) -> bool,
+        encrypted: &Encrypted<'_>,
+    ) -> Result<Value, Error> {
+        let (session, _) = self.sessions.verify(token, open_to).await?;
+        let catalog = self.catalog.current();
+        let app = catalog
+            .app(session.app_id.as_str())
+            .ok_or(Error::SessionInvalid)?;
+        if app.kind != AppKind::MiniProgram {
+            let problem = format!(
+                "is of a session with {}, which is no mini program",
+                app.name
+            );
+            return Err(Error::field("session_token", problem));
+        }
+        let open_id = &session.open_id;
+        self.user_data.decrypt(app, open_id, encrypted).await
     }
 }
 
@@ -129,6 +161,13 @@ impl App {
         let under_way = TaskTracker::new();
         let tickets = Tickets::new(redis.clone(), sealer.clone(), clock.clone());
         let tokens = TokenClient::new(&config.token_service);
+        let user_data = UserData::new(
+            wechat.clone(),
+            tokens.clone(),
+            sessions.clone(),
+            clock.clone(),
+            under_way.clone(),
+        );
         let logins = Logins::new(
             wechat.clone(),
             users.clone(),
@@ -143,6 +182,7 @@ impl App {
             logins,
             sessions,
             users,
+            user_data,
             tickets,
             cookies: Cookies::at(config.public_url.as_ref()),
             tokens: tokens.clone(),

@@ -7,6 +7,8 @@ use crate::error::Error;
 
 /// Logins by app and outcome.
 const LOGINS: &str = "wxhub_auth_logins_total";
+/// Encrypted data opened, by app and outcome.
+const USER_DATA: &str = "wxhub_auth_user_data_total";
 /// Session checks by outcome.
 const VERIFICATIONS: &str = "wxhub_auth_session_verifications_total";
 
@@ -15,6 +17,10 @@ pub(crate) fn describe() {
     describe_counter!(
         LOGINS,
         "Logins, by app and outcome (signed_in, refused, busy, unavailable, failed)"
+    );
+    describe_counter!(
+        USER_DATA,
+        "Encrypted data of mini programs, by app and outcome (opened, outdated, expired, invalid, failed)"
     );
     describe_counter!(
         VERIFICATIONS,
@@ -31,6 +37,10 @@ pub(crate) fn login<T>(app: &str, outcome: &Result<T, Error>) {
             | Error::AppUnknown
             | Error::Unfinished
             | Error::SessionInvalid
+            | Error::SessionKeyOutdated
+            | Error::DataInvalid(_)
+            | Error::DataExpired
+            | Error::PhoneCodeInvalid { .. }
             | Error::UserUnknown,
         ) => "refused",
         Err(Error::WeChat { source, .. }) => match source.class() {
@@ -41,10 +51,23 @@ pub(crate) fn login<T>(app: &str, outcome: &Result<T, Error>) {
             }
         },
         Err(Error::LoginInProgress) => "busy",
+        Err(Error::Tokens(_) | Error::Call { .. }) => "unavailable",
         Err(Error::Redis(_) | Error::Database(_) | Error::DatabaseTimeout(_)) => "unavailable",
         Err(Error::SecretUnknown { .. } | Error::Stored(_) | Error::TaskLost(_)) => "failed",
     };
     counter!(LOGINS, "app" => app.to_owned(), "outcome" => outcome).increment(1);
+}
+
+/// Counts encrypted data of the app of this name.
+pub(crate) fn user_data<T>(app: &str, outcome: &Result<T, Error>) {
+    let outcome = match outcome {
+        Ok(_) => "opened",
+        Err(Error::SessionKeyOutdated) => "outdated",
+        Err(Error::DataExpired) => "expired",
+        Err(Error::DataInvalid(_) | Error::InvalidField { .. }) => "invalid",
+        Err(_) => "failed",
+    };
+    counter!(USER_DATA, "app" => app.to_owned(), "outcome" => outcome).increment(1);
 }
 
 /// Counts a session check.

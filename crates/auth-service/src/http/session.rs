@@ -134,7 +134,7 @@ async fn logout(State(auth): State<Auth>, headers: HeaderMap) -> Result<StatusCo
 }
 
 /// The token of an `Authorization` header, with or without `Bearer`.
-fn session_token(headers: &HeaderMap) -> Result<Token, Error> {
+pub(super) fn session_token(headers: &HeaderMap) -> Result<Token, Error> {
     // Whatever is wrong with it, it is no session.
     let token = http::bearer(headers).ok_or(Error::SessionInvalid)?;
     Token::parse(token).map_err(|_| Error::SessionInvalid)

@@ -1,0 +1,47 @@
+//! What a mini program got encrypted from WeChat.
+
+use axum::{
+    Json as JsonBody, Router,
+    extract::State,
+    http::{HeaderMap, header},
+    response::{IntoResponse as _, Response},
+    routing::post,
+};
+use serde::Deserialize;
+use service_kit::http;
+
+use super::{NO_STORE, session::session_token};
+use crate::{Auth, user_data::Encrypted};
+
+pub(super) fn routes() -> Router<Auth> {
+    Router::new().route("/user-data", post(user_data))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct UserData {
+    encrypted_data: String,
+    iv: String,
+    raw_data: String,
+    signature: String,
+}
+
+/// `POST /user-data`: the decrypted JSON.
+async fn user_data(
+    State(auth): State<Auth>,
+    headers: HeaderMap,
+    http::Json(request): http::Json<UserData>,
+) -> Result<Response, http::Error> {
+    let data = async {
+        let token = session_token(&headers)?;
+        let encrypted = Encrypted::parse(
+            &request.encrypted_data,
+            &request.iv,
+            &request.raw_data,
+            &request.signature,
+        )?;
+        auth.open_user_data(&token, |_| true, &encrypted).await
+    };
+    let data = data.await.map_err(|error| auth.status(&error))?;
+    Ok(([(header::CACHE_CONTROL, NO_STORE)], JsonBody(data)).into_response())
+}
