@@ -293,9 +293,11 @@ mod tests {
                 open_id: OpenId::try_from("oReader").unwrap(),
                 caller: "dev".to_owned(),
                 request_id: None,
-                content: Content::Customer(Customer::Text {
-                    content: "在吗".to_owned(),
+                content: Content::Customer(Customer {
                     kf_account: None,
+                    message: wechat::CustomerContent::Text {
+                        content: "在吗".to_owned(),
+                    },
                 }),
             };
             let accepted = messages.accept(new).await.unwrap();

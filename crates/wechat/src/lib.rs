@@ -3,6 +3,7 @@
 pub mod callback;
 mod client;
 pub mod crypto;
+pub mod customer;
 mod errcode;
 mod error;
 mod id;
@@ -16,12 +17,13 @@ pub use self::{
         Client, ClientOptions, CodeSession, Issued, OAuthGrant, OAuthRequest, OAuthScope,
         OAuthUser, PhoneNumber, TicketType, oauth_authorize_url,
     },
+    customer::{CustomerContent, CustomerMessage},
     errcode::{Class, ErrCode},
     error::{ApiError, BuildError, Error, TransportError},
     id::{AppId, InvalidId, MsgId, OpenId, UnionId},
     message::{
-        CustomerContent, CustomerMessage, FormTemplateMessage, MiniProgramLink, MiniProgramState,
-        SubscribeMessage, TemplateData, TemplateMessage,
+        FormTemplateMessage, MiniProgramLink, MiniProgramState, SubscribeMessage, TemplateData,
+        TemplateMessage,
     },
     secret::{AccessToken, AppSecret, RefreshToken, SessionKey, Ticket, UserToken},
 };

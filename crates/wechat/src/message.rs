@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde::{Serialize, Serializer};
 
 use crate::OpenId;
 
@@ -100,55 +100,6 @@ pub struct FormTemplateMessage {
     pub data: TemplateData,
 }
 
-/// A customer-service message, within the window that a user's action opens (发送客服消息
-/// sendCustomMessage).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CustomerMessage {
-    /// The user who acted.
-    pub to_user: OpenId,
-    /// The agent's account (`name@account`) whose name and picture are shown.
-    pub kf_account: Option<String>,
-    /// What is said.
-    pub content: CustomerContent,
-}
-
-/// The kinds of customer-service messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CustomerContent {
-    /// Text, in which `<a href>` links work.
-    Text {
-        /// What is shown.
-        content: String,
-    },
-}
-
-impl Serialize for CustomerMessage {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Text<'a> {
-            content: &'a str,
-        }
-        #[derive(Serialize)]
-        struct Agent<'a> {
-            kf_account: &'a str,
-        }
-
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("touser", &self.to_user)?;
-        match &self.content {
-            CustomerContent::Text { content } => {
-                map.serialize_entry("msgtype", "text")?;
-                map.serialize_entry("text", &Text { content })?;
-            }
-        }
-        if let Some(kf_account) = &self.kf_account {
-            map.serialize_entry("customservice", &Agent { kf_account })?;
-        }
-        map.end()
-    }
-}
-
 fn values<S: Serializer>(data: &TemplateData, serializer: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct Value<'a> {
@@ -170,21 +121,6 @@ mod tests {
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect()
-    }
-
-    #[test]
-    fn bodies_are_raw_utf8_and_escape_no_markup() {
-        let message = CustomerMessage {
-            to_user: open_id(),
-            kf_account: Some("test1@kftest".to_owned()),
-            content: CustomerContent::Text {
-                content: "你好 <a href=\"https://e.com/?a=1&b=2\">'点'</a> 😀".to_owned(),
-            },
-        };
-        assert_eq!(
-            serde_json::to_string(&message).unwrap(),
-            r#"{"touser":"oUser","msgtype":"text","text":{"content":"你好 <a href=\"https://e.com/?a=1&b=2\">'点'</a> 😀"},"customservice":{"kf_account":"test1@kftest"}}"#
-        );
     }
 
     #[test]

@@ -290,9 +290,11 @@ mod tests {
     }
 
     fn customer() -> Content {
-        Content::Customer(Customer::Text {
-            content: String::new(),
+        Content::Customer(Customer {
             kf_account: None,
+            message: wechat::CustomerContent::Text {
+                content: String::new(),
+            },
         })
     }
 

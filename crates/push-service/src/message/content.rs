@@ -7,6 +7,7 @@ use service_kit::{App, AppKind};
 use wechat::{
     AppId, CustomerContent, CustomerMessage, FormTemplateMessage, MiniProgramLink,
     MiniProgramState, OpenId, SubscribeMessage, TemplateMessage,
+    customer::{Article, Menu, Picture},
 };
 
 use crate::{database::is_key, form::MAX_FORM_ID};
@@ -23,6 +24,12 @@ const MAX_KEY: usize = 64;
 const MAX_VALUE: usize = 1_024;
 /// The longest customer-service text, in bytes (errcode 45002).
 const MAX_TEXT: usize = 2_048;
+/// The longest title or choice, in bytes.
+const MAX_LINE: usize = 512;
+/// The longest id of something uploaded, in bytes.
+const MAX_ID: usize = 128;
+/// The most choices of a menu.
+const MAX_MENU: usize = 32;
 const MAX_KF_ACCOUNT: usize = 64;
 /// The largest message, in bytes of JSON.
 const MAX_CONTENT: usize = 32 * 1_024;
@@ -82,12 +89,10 @@ pub(crate) struct FormTemplate {
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "msgtype", rename_all = "snake_case")]
-pub(crate) enum Customer {
-    Text {
-        content: String,
-        kf_account: Option<String>,
-    },
+pub(crate) struct Customer {
+    pub(crate) kf_account: Option<String>,
+    #[serde(flatten)]
+    pub(crate) message: CustomerContent,
 }
 
 /// A message in WeChat's own terms.
@@ -138,7 +143,7 @@ impl Content {
                 check.app(app, AppKind::MiniProgram);
                 check.form_template(form_template);
             }
-            Self::Customer(customer) => check.customer(customer),
+            Self::Customer(customer) => check.customer(customer, app),
         }
         if self.to_json().len() > MAX_CONTENT {
             check.violations.push((
@@ -191,13 +196,10 @@ impl Content {
                     .map(|keyword| format!("{keyword}{DATA}")),
                 data: form_template.data,
             }),
-            Self::Customer(Customer::Text {
-                content,
-                kf_account,
-            }) => Outbound::Customer(CustomerMessage {
+            Self::Customer(customer) => Outbound::Customer(CustomerMessage {
                 to_user,
-                kf_account,
-                content: CustomerContent::Text { content },
+                kf_account: customer.kf_account,
+                content: customer.message,
             }),
         }
     }
@@ -253,13 +255,8 @@ impl Check {
 
     fn template(&mut self, template: &Template) {
         self.text("template_id", &template.template_id, MAX_TEMPLATE_ID);
-        self.optional("url", template.url.as_ref(), MAX_URL);
-        if let Some(url) = &template.url
-            && !["http://", "https://"]
-                .iter()
-                .any(|scheme| url.starts_with(scheme))
-        {
-            self.add("url", "must begin with https:// or http://");
+        if let Some(url) = &template.url {
+            self.url("url", url);
         }
         if let Some(link) = &template.mini_program {
             if AppId::try_from(link.app_id.as_str()).is_err() {
@@ -313,13 +310,9 @@ impl Check {
         }
     }
 
-    fn customer(&mut self, customer: &Customer) {
-        let Customer::Text {
-            content,
-            kf_account,
-        } = customer;
-        self.text("text.content", content, MAX_TEXT);
-        if let Some(account) = kf_account {
+    fn customer(&mut self, customer: &Customer, app: &App) {
+        self.customer_message(&customer.message, app);
+        if let Some(account) = &customer.kf_account {
             let parts = account.split_once('@');
             let whole = parts.is_some_and(|(name, at)| !name.is_empty() && !at.is_empty());
             if !whole || account.len() > MAX_KF_ACCOUNT {
@@ -328,6 +321,129 @@ impl Check {
                     format!("must be name@account, at most {MAX_KF_ACCOUNT} bytes"),
                 );
             }
+        }
+    }
+
+    fn customer_message(&mut self, message: &CustomerContent, app: &App) {
+        match message {
+            CustomerContent::Text { content } => self.text("text.content", content, MAX_TEXT),
+            CustomerContent::Image(media) => self.id("image.media_id", &media.media_id),
+            CustomerContent::Voice(media) => {
+                self.only(app, AppKind::OfficialAccount, "voice");
+                self.id("voice.media_id", &media.media_id);
+            }
+            CustomerContent::Video(video) => {
+                self.only(app, AppKind::OfficialAccount, "video");
+                self.id("video.media_id", &video.media_id);
+                self.id("video.thumb_media_id", &video.thumb_media_id);
+                self.optional("video.title", video.title.as_ref(), MAX_LINE);
+                self.optional("video.description", video.description.as_ref(), MAX_LINE);
+            }
+            CustomerContent::Music(music) => {
+                self.only(app, AppKind::OfficialAccount, "music");
+                self.text("music.title", &music.title, MAX_LINE);
+                self.text("music.description", &music.description, MAX_LINE);
+                self.url("music.url", &music.url);
+                if let Some(url) = &music.hq_url {
+                    self.url("music.hq_url", url);
+                }
+                self.id("music.thumb_media_id", &music.thumb_media_id);
+            }
+            CustomerContent::News {
+                articles: [article],
+            } => {
+                self.only(app, AppKind::OfficialAccount, "news");
+                self.article("news", article);
+            }
+            CustomerContent::MpNews(media) => {
+                self.only(app, AppKind::OfficialAccount, "mp_news");
+                self.id("mp_news.media_id", &media.media_id);
+            }
+            CustomerContent::MpNewsArticle { article_id } => {
+                self.only(app, AppKind::OfficialAccount, "mp_news_article");
+                self.id("mp_news_article.article_id", article_id);
+            }
+            CustomerContent::MsgMenu(menu) => {
+                self.only(app, AppKind::OfficialAccount, "menu");
+                self.menu(menu);
+            }
+            CustomerContent::WxCard { card_id } => {
+                self.only(app, AppKind::OfficialAccount, "card");
+                self.id("card.card_id", card_id);
+            }
+            CustomerContent::MiniProgramPage(page) => {
+                self.text("mini_program_page.title", &page.title, MAX_LINE);
+                if AppId::try_from(page.app_id.as_str()).is_err() {
+                    let problem = "must be a mini program's app_id";
+                    self.add("mini_program_page.app_id", problem);
+                }
+                self.text("mini_program_page.page_path", &page.page_path, MAX_PAGE);
+                self.id("mini_program_page.thumb_media_id", &page.thumb_media_id);
+            }
+            CustomerContent::Link(article) => {
+                self.only(app, AppKind::MiniProgram, "link");
+                self.article("link", article);
+            }
+            other => self.add(other.msg_type(), "is a kind that is not sent from here"),
+        }
+    }
+
+    /// A kind of customer-service message that `wanted` has and the others do not (48008).
+    fn only(&mut self, app: &App, wanted: AppKind, field: &str) {
+        if app.kind != wanted {
+            let problem = match wanted {
+                AppKind::OfficialAccount => "can be sent by official accounts only",
+                AppKind::MiniProgram => "can be sent by mini programs only",
+            };
+            self.add(field, format!("{problem}, and {} is none", app.name));
+        }
+    }
+
+    /// An id that WeChat gave for something.
+    fn id(&mut self, field: &str, id: &str) {
+        if id.is_empty() || id.len() > MAX_ID || !is_key(id) {
+            let problem = format!("must be 1 to {MAX_ID} visible ASCII characters");
+            self.add(field, problem);
+        }
+    }
+
+    fn url(&mut self, field: &str, url: &str) {
+        self.text(field, url, MAX_URL);
+        if !["http://", "https://"]
+            .iter()
+            .any(|scheme| url.starts_with(scheme))
+        {
+            self.add(field, "must begin with https:// or http://");
+        }
+    }
+
+    fn article(&mut self, field: &str, article: &Article) {
+        self.text(&format!("{field}.title"), &article.title, MAX_LINE);
+        if article.description.len() > MAX_TEXT {
+            let problem = format!("must be at most {MAX_TEXT} bytes");
+            self.add(&format!("{field}.description"), problem);
+        }
+        self.url(&format!("{field}.url"), &article.url);
+        let (Picture::News(url) | Picture::Link(url)) = &article.picture;
+        self.url(&format!("{field}.picture_url"), url);
+    }
+
+    fn menu(&mut self, menu: &Menu) {
+        for (field, text) in [
+            ("menu.head_content", &menu.head_content),
+            ("menu.tail_content", &menu.tail_content),
+        ] {
+            if text.len() > MAX_TEXT {
+                self.add(field, format!("must be at most {MAX_TEXT} bytes"));
+            }
+        }
+        if menu.list.is_empty() || menu.list.len() > MAX_MENU {
+            self.add("menu.items", format!("must be 1 to {MAX_MENU} choices"));
+        }
+        for (index, item) in menu.list.iter().enumerate() {
+            self.id(&format!("menu.items[{index}].id"), &item.id);
+            let field = format!("menu.items[{index}].content");
+            self.text(&field, &item.content, MAX_LINE);
         }
     }
 
@@ -475,9 +591,11 @@ mod tests {
                 }),
                 data: [("thing1".to_owned(), "secret \u{1f600}".to_owned())].into(),
             }),
-            Content::Customer(Customer::Text {
-                content: "secret".to_owned(),
+            Content::Customer(Customer {
                 kf_account: None,
+                message: CustomerContent::Text {
+                    content: "secret".to_owned(),
+                },
             }),
         ];
         for content in contents {
@@ -496,7 +614,8 @@ mod tests {
             r#"{"kind":"template","template_id":"T","url":null,"mini_program":{"app_id":"wx1","page_path":"p"},"data":{"thing1":"v"}}"#,
             r#"{"kind":"subscribe","template_id":"T","page":"p","data":{"thing1":"v"},"mini_program_state":"trial","lang":"zh_CN"}"#,
             r#"{"kind":"form_template","template_id":"T","page":null,"form_id":null,"data":{"keyword1":"v"},"emphasis_keyword":"keyword1"}"#,
-            r#"{"kind":"customer","msgtype":"text","content":"hi","kf_account":null}"#,
+            r#"{"kind":"customer","kf_account":null,"text":{"content":"hi"}}"#,
+            r#"{"kind":"customer","kf_account":"a@b","news":{"articles":[{"title":"t","description":"d","url":"u","picurl":"p"}]}}"#,
         ] {
             assert_eq!(Content::from_json(json).unwrap().to_json(), json);
         }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use proto::push::v1::{
-    MessageState, MiniProgramLink, SendMessageRequest, send_message_request::Content,
+    self as pb, MessageState, MiniProgramLink, SendMessageRequest,
+    customer_content::Message as Customer, send_message_request::Content,
 };
 use service_kit::settings::DatabaseUrl;
 use test_support::{FaultProxy, MariaDb};
@@ -210,6 +211,14 @@ async fn every_field_at_fault_is_named() {
         customer.message = None;
     });
     assert_eq!(fields(&refused(wrong).await), ["customer.message"]);
+    for (app_name, message, expected) in wrong_customer_messages() {
+        let said = format!("{message:?}");
+        let mut wrong = customer(app_name, "o1", "hi");
+        if let Some(Content::Customer(customer)) = &mut wrong.content {
+            customer.message = Some(message);
+        }
+        assert_eq!(fields(&refused(wrong).await), expected, "{said}");
+    }
     // 2,048 bytes are taken.
     assert!(
         app.send(customer("news", "o1", &"x".repeat(2_048)))
@@ -333,4 +342,98 @@ async fn without_its_tables_the_service_is_unavailable_until_they_are_there() {
     app.until_state(&accepted.message_id, MessageState::Sent)
         .await;
     app.stop().await;
+}
+
+/// Messages of every kind with all that can be wrong with them, by the app that sends them.
+fn wrong_customer_messages() -> Vec<(&'static str, Customer, Vec<&'static str>)> {
+    let article = || pb::CustomerArticle {
+        url: "javascript:alert(1)".to_owned(),
+        ..pb::CustomerArticle::default()
+    };
+    vec![
+        (
+            "shop",
+            Customer::Image(pb::CustomerMedia::default()),
+            vec!["customer.image.media_id"],
+        ),
+        (
+            "shop",
+            Customer::Voice(pb::CustomerMedia {
+                media_id: "M".to_owned(),
+            }),
+            vec!["customer.voice"],
+        ),
+        (
+            "news",
+            Customer::Video(pb::CustomerVideo::default()),
+            vec!["customer.video.media_id", "customer.video.thumb_media_id"],
+        ),
+        (
+            "news",
+            Customer::Music(pb::CustomerMusic {
+                title: "T".to_owned(),
+                description: "D".to_owned(),
+                url: "https://e.com".to_owned(),
+                hq_url: "ftp://e.com".to_owned(),
+                thumb_media_id: "含".to_owned(),
+            }),
+            vec!["customer.music.hq_url", "customer.music.thumb_media_id"],
+        ),
+        (
+            "news",
+            Customer::News(article()),
+            vec![
+                "customer.news.title",
+                "customer.news.url",
+                "customer.news.picture_url",
+                "customer.news.picture_url",
+            ],
+        ),
+        (
+            "news",
+            Customer::MpNews(pb::CustomerMedia::default()),
+            vec!["customer.mp_news.media_id"],
+        ),
+        (
+            "news",
+            Customer::MpNewsArticle(pb::CustomerPublishedArticle::default()),
+            vec!["customer.mp_news_article.article_id"],
+        ),
+        (
+            "news",
+            Customer::Menu(pb::CustomerMenu {
+                items: vec![pb::customer_menu::Item::default()],
+                ..pb::CustomerMenu::default()
+            }),
+            vec![
+                "customer.menu.items[0].id",
+                "customer.menu.items[0].content",
+            ],
+        ),
+        (
+            "shop",
+            Customer::Card(pb::CustomerCard::default()),
+            vec!["customer.card", "customer.card.card_id"],
+        ),
+        (
+            "news",
+            Customer::MiniProgramPage(pb::CustomerMiniProgramPage {
+                title: "T".to_owned(),
+                page_path: "p".to_owned(),
+                thumb_media_id: "M".to_owned(),
+                ..pb::CustomerMiniProgramPage::default()
+            }),
+            vec!["customer.mini_program_page.app_id"],
+        ),
+        (
+            "news",
+            Customer::Link(pb::CustomerArticle {
+                title: "T".to_owned(),
+                description: String::new(),
+                url: "https://e.com".to_owned(),
+                picture_url: "https://e.com/p.png".to_owned(),
+            }),
+            vec!["customer.link"],
+        ),
+    ]
 }

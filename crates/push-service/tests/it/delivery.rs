@@ -1,6 +1,6 @@
 //! What is accepted arrives, and WeChat's answer decides about the rest.
 
-use proto::push::v1::MessageState;
+use proto::push::v1::{self as pb, MessageState, send_message_request::Content};
 use sandbox::{Deliver, Fault, MessageKind};
 use tonic::Code;
 
@@ -49,6 +49,23 @@ on_both! {
         }
         let inbox = world.inbox(&follower);
         assert_eq!(inbox.last().unwrap().content, "您好 <a href=\"https://example.com\">&\u{1f600}</a>");
+
+        let menu = pb::CustomerMenu {
+            head_content: "满意吗".to_owned(),
+            items: vec![pb::customer_menu::Item {
+                id: "101".to_owned(),
+                content: "满意".to_owned(),
+            }],
+            tail_content: String::new(),
+        };
+        let mut request = customer("news", &follower, "");
+        if let Some(Content::Customer(customer)) = &mut request.content {
+            customer.message = Some(pb::customer_content::Message::Menu(menu));
+        }
+        let accepted = app.send(request).await.unwrap();
+        app.until_state(&accepted.message_id, MessageState::Sent).await;
+        let inbox = world.inbox(&follower);
+        assert_eq!(inbox.last().unwrap().content, "满意吗");
         app.stop().await;
     }
 
