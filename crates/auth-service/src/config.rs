@@ -1,6 +1,6 @@
 //! The service's settings.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 use service_kit::{
@@ -10,6 +10,8 @@ use service_kit::{
 };
 use tonic::transport::ServerTlsConfig;
 use url::Url;
+
+use crate::session;
 
 /// The ports where none are set; each service has its own, so that all run on one machine.
 pub const PORTS: Ports = Ports {
@@ -27,6 +29,8 @@ pub struct Config {
     pub catalog: PathBuf,
     /// Where sessions are kept; without it, in memory.
     pub redis_url: Option<SecretString>,
+    /// A session ends so long after it began, however much it is used.
+    pub session_max_age: Duration,
     /// Where users are kept.
     pub database_url: DatabaseUrl,
     /// Seals session keys and what waits for a repeated login.
@@ -52,6 +56,7 @@ impl Config {
         let listen = settings.listen(&mut problems, PORTS);
         let catalog = settings.catalog_path(&mut problems);
         let redis_url = settings.redis(&mut problems, "sessions");
+        let session_max_age = settings.session_max_age(&mut problems, session::MAX_AGE);
         let database_url = settings.database(&mut problems, "auth");
         let sealer = settings.sealer(&mut problems);
         let upstream = settings.upstream(&mut problems);
@@ -63,6 +68,7 @@ impl Config {
                 listen: listen?,
                 catalog: catalog?,
                 redis_url,
+                session_max_age: session_max_age?,
                 database_url: database_url?,
                 sealer: sealer?,
                 upstream: upstream?,

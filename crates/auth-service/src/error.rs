@@ -98,6 +98,9 @@ pub enum Error {
     /// Redis refused, or did not answer.
     #[error("Redis failed")]
     Redis(#[from] redis::RedisError),
+    /// What was revoked within the last second is not known, since Redis did not say.
+    #[error("Redis did not tell what was revoked")]
+    RevocationsUnknown,
     /// The database refused, or did not answer.
     #[error("the database failed")]
     Database(#[from] DbErr),
@@ -179,7 +182,7 @@ pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
             error!(error = cause, "login is impossible");
             tell(Code::FailedPrecondition, reason::WECHAT_CONFIG_INVALID).build()
         }
-        Error::Redis(_) => {
+        Error::Redis(_) | Error::RevocationsUnknown => {
             warn!(error = cause, "Redis failed");
             status::store_unavailable("Redis")
         }

@@ -24,6 +24,7 @@ use std::io;
 
 use proto::auth::v1::auth_service_server::{AuthServiceServer, SERVICE_NAME};
 use sea_orm::DbErr;
+use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use service_kit::{
     AppKind, CatalogHandle, Clock, Problems, Settings,
@@ -154,9 +155,19 @@ impl App {
         let clock = Clock::System;
         let users = Users::new(database.clone());
         let sealer = config.sealer;
-        let sessions = match &redis {
-            Some(redis) => Sessions::in_redis(redis.clone(), sealer.clone(), clock.clone()),
-            None => Sessions::in_memory(sealer.clone(), clock.clone()),
+        let max_age = config.session_max_age;
+        let sessions = match (&redis, &config.redis_url) {
+            (Some(redis), Some(url)) => {
+                let client = redis::Client::open(url.expose_secret())?;
+                Sessions::in_redis(
+                    redis.clone(),
+                    client,
+                    max_age,
+                    sealer.clone(),
+                    clock.clone(),
+                )
+            }
+            _ => Sessions::in_memory(max_age, sealer.clone(), clock.clone()),
         };
         let under_way = TaskTracker::new();
         let tickets = Tickets::new(redis.clone(), sealer.clone(), clock.clone());
@@ -206,6 +217,11 @@ impl App {
             Ok::<_, Error>(())
         });
         workers.add("tokens", |stop| tokens.watch(stop));
+        let revocations = auth.sessions.clone();
+        workers.add("revocations", |stop| async move {
+            revocations.run(stop).await;
+            Ok::<_, Error>(())
+        });
         workers.add("logins", |stop| async move {
             stop.cancelled().await;
             under_way.close();

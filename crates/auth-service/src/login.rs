@@ -305,6 +305,7 @@ impl Logins {
 
     async fn sign_in(&self, attempt: &Attempt, exchanged: &Exchanged) -> Result<SignedIn, Error> {
         let app_id = &attempt.app.app_id;
+        let epoch = self.sessions.epoch().await?;
         let user = self
             .users
             .logged_in(
@@ -318,7 +319,7 @@ impl Logins {
         let session_key = SessionKey::new(exchanged.session_key.as_str());
         // Side by side: one round trip.
         let ((token, expire_time), ()) = tokio::try_join!(
-            self.sessions.open(&user, &attempt.client),
+            self.sessions.open(epoch, &user, &attempt.client),
             self.sessions
                 .keep_session_key(app_id, &exchanged.open_id, &session_key),
         )?;

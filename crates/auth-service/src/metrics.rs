@@ -51,7 +51,7 @@ pub(crate) fn login<T>(app: &str, outcome: &Result<T, Error>) {
             }
         },
         Err(Error::LoginInProgress) => "busy",
-        Err(Error::Tokens(_) | Error::Call { .. }) => "unavailable",
+        Err(Error::Tokens(_) | Error::Call { .. } | Error::RevocationsUnknown) => "unavailable",
         Err(Error::Redis(_) | Error::Database(_) | Error::DatabaseTimeout(_)) => "unavailable",
         Err(Error::SecretUnknown { .. } | Error::Stored(_) | Error::TaskLost(_)) => "failed",
     };

@@ -6,6 +6,7 @@
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
 };
@@ -125,6 +126,14 @@ pub struct Settings {
         global = true
     )]
     pub master_key: Option<SecretString>,
+    #[arg(
+        long,
+        env = "WXHUB_SESSION_MAX_AGE",
+        value_name = "AGE",
+        help = "When a session ends however much it is used: days, or such as 12h [default: 30d]",
+        global = true
+    )]
+    pub session_max_age: Option<String>,
     #[arg(
         long,
         env = "WXHUB_TLS_CERT",
@@ -288,6 +297,9 @@ impl fmt::Debug for DatabaseUrl {
 
 /// A client that has not shaken hands by then is given up.
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a session's longest life may be.
+const SESSION_AGES: RangeInclusive<Duration> =
+    Duration::from_secs(60)..=Duration::from_secs(400 * 24 * 3_600);
 const REDIS_EXAMPLE: &str = "redis://127.0.0.1:6379";
 const DATABASE_EXAMPLE: &str = "mysql://wxhub:password@127.0.0.1:3306/wxhub";
 const KEY_EXAMPLE: &str = "$(openssl rand -base64 32)";
@@ -581,6 +593,22 @@ impl Settings {
         }
     }
 
+    /// How long a session lives at most; `default` where that is not set.
+    pub fn session_max_age(&self, problems: &mut Problems, default: Duration) -> Option<Duration> {
+        let Some(text) = non_empty(self.session_max_age.as_deref()) else {
+            return Some(default);
+        };
+        let age = parse_age(text).filter(|age| SESSION_AGES.contains(age));
+        if age.is_none() {
+            problems.add(
+                "WXHUB_SESSION_MAX_AGE",
+                format!("is {text:?}, which is not a time from 1m to 400d"),
+                "30d",
+            );
+        }
+        age
+    }
+
     /// TLS of this service's gRPC port; the inner none means plain text.
     pub fn server_tls(&self, problems: &mut Problems) -> Option<Option<ServerTlsConfig>> {
         let client_ca = non_empty(self.tls_client_ca.as_deref());
@@ -649,6 +677,23 @@ impl Settings {
             }
         }
     }
+}
+
+/// Days, or a number with its unit.
+fn parse_age(text: &str) -> Option<Duration> {
+    let (number, unit) = match text.find(|char: char| !char.is_ascii_digit()) {
+        Some(at) => text.split_at(at),
+        None => (text, "d"),
+    };
+    let seconds = match unit.trim() {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 24 * 3_600,
+        _ => return None,
+    };
+    let number: u64 = number.parse().ok()?;
+    number.checked_mul(seconds).map(Duration::from_secs)
 }
 
 fn is_blank(value: &SecretString) -> bool {
@@ -776,6 +821,48 @@ mod tests {
         assert_eq!(listen.grpc.to_string(), "0.0.0.0:50051");
         assert_eq!(listen.http.to_string(), "127.0.0.1:0");
         assert_eq!(listen.ops.to_string(), "0.0.0.0:9101");
+    }
+
+    #[test]
+    fn a_sessions_age_is_days_or_a_number_with_its_unit() {
+        let age = |text: &str| {
+            let settings = Settings {
+                session_max_age: Some(text.to_owned()),
+                ..Settings::default()
+            };
+            let mut problems = Problems::default();
+            let age = settings.session_max_age(&mut problems, Duration::from_secs(7));
+            problems
+                .or(age)
+                .map(|age| age.as_secs())
+                .map_err(|problems| problems.to_string())
+        };
+        for (text, seconds) in [
+            ("30", 30 * 86_400),
+            ("90d", 90 * 86_400),
+            ("12 h", 43_200),
+            ("1m", 60),
+            ("3600s", 3_600),
+            (" ", 7),
+        ] {
+            assert_eq!(age(text), Ok(seconds), "{text}");
+        }
+        for text in [
+            "0",
+            "59s",
+            "401d",
+            "1w",
+            "d",
+            "-1",
+            "1.5h",
+            "99999999999999999999",
+        ] {
+            let problem = age(text).unwrap_err();
+            assert!(
+                problem.starts_with("WXHUB_SESSION_MAX_AGE is \""),
+                "{problem}"
+            );
+        }
     }
 
     #[test]

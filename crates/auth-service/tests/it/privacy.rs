@@ -107,7 +107,8 @@ async fn redis_holds_neither_tokens_nor_session_keys_nor_codes() {
         .iter()
         .map(|key| key.rsplit(':').next().unwrap())
         .collect();
-    assert_eq!(kinds, ["login", "session", "session_key"]);
+    let expected = ["login", "numbers", "session", "session_key", "sessions"];
+    assert_eq!(kinds, expected);
     for key in keys {
         assert!(key.starts_with("wxhub:auth:v1:{"), "{key}");
         let left: i64 = redis::cmd("PTTL")

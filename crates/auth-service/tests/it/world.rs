@@ -307,6 +307,7 @@ pub(crate) fn config(
         },
         catalog: catalog.to_owned(),
         redis_url: redis_url.map(SecretString::from),
+        session_max_age: auth_service::session::MAX_AGE,
         database_url,
         sealer: Sealer::ephemeral(),
         upstream: Upstream {
