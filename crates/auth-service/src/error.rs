@@ -8,6 +8,8 @@ use tonic::{Code, Status};
 use tracing::{debug, error, warn};
 use wechat::ErrCode;
 
+use crate::{account, binding};
+
 /// Reasons of ErrorInfo that only this service gives. They are part of the API: never renamed.
 pub mod reasons {
     /// The js_code is wrong, expired or used: the user logs in again.
@@ -28,6 +30,26 @@ pub mod reasons {
     pub const DATA_EXPIRED: &str = "DATA_EXPIRED";
     /// The phone number's code is wrong, expired or used: the user presses the button again.
     pub const PHONE_CODE_INVALID: &str = "PHONE_CODE_INVALID";
+    /// An account of this name exists.
+    pub const ACCOUNT_EXISTS: &str = "ACCOUNT_EXISTS";
+    /// There is no such account.
+    pub const ACCOUNT_NOT_FOUND: &str = "ACCOUNT_NOT_FOUND";
+    /// The account's name or password is wrong.
+    pub const ACCOUNT_CREDENTIALS_INVALID: &str = "ACCOUNT_CREDENTIALS_INVALID";
+    /// The account's password was wrong too often.
+    pub const ACCOUNT_COOLING_DOWN: &str = "ACCOUNT_COOLING_DOWN";
+    /// No account is signed in, or no longer.
+    pub const ACCOUNT_SIGNED_OUT: &str = "ACCOUNT_SIGNED_OUT";
+    /// A WeChat user is bound to the account already.
+    pub const ACCOUNT_BOUND: &str = "ACCOUNT_BOUND";
+    /// The WeChat user is bound to another account already.
+    pub const USER_BOUND: &str = "USER_BOUND";
+    /// No WeChat user is bound to the account.
+    pub const BINDING_NOT_FOUND: &str = "BINDING_NOT_FOUND";
+    /// More is asked at once than is good.
+    pub const BUSY: &str = "BUSY";
+    /// The service does not know its own URL.
+    pub const PUBLIC_URL_MISSING: &str = "PUBLIC_URL_MISSING";
 }
 
 /// Why a request failed. Nothing in it holds a token, a code or a session key.
@@ -86,6 +108,15 @@ pub enum Error {
         /// What WeChat said.
         source: wechat::Error,
     },
+    /// An account is not made, found or signed in to.
+    #[error(transparent)]
+    Account(#[from] account::Refusal),
+    /// A binding is not made, or not found.
+    #[error(transparent)]
+    Binding(#[from] binding::Refusal),
+    /// The service was not told its URL, which links need.
+    #[error("WXHUB_PUBLIC_URL is not set: no link can be made")]
+    PublicUrlMissing,
     /// token-service refused, or did not answer.
     #[error("token-service failed")]
     Tokens(#[from] token_client::Error),
@@ -176,6 +207,45 @@ pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
         Error::Call { app, source } => {
             warn!(app, error = cause, "a call to WeChat failed");
             status::wechat(source, app, now).build()
+        }
+        Error::Account(refusal) => {
+            let (code, reason, retry_after) = match refusal {
+                account::Refusal::Exists => (Code::AlreadyExists, reasons::ACCOUNT_EXISTS, None),
+                account::Refusal::Unknown => (Code::NotFound, reasons::ACCOUNT_NOT_FOUND, None),
+                account::Refusal::Wrong => {
+                    let reason = reasons::ACCOUNT_CREDENTIALS_INVALID;
+                    (Code::Unauthenticated, reason, None)
+                }
+                account::Refusal::CoolingDown(left) => {
+                    let reason = reasons::ACCOUNT_COOLING_DOWN;
+                    (Code::ResourceExhausted, reason, Some(*left))
+                }
+                account::Refusal::Busy => {
+                    let retry_after = Some(Duration::from_secs(1));
+                    (Code::Unavailable, reasons::BUSY, retry_after)
+                }
+                account::Refusal::SignedOut => {
+                    (Code::Unauthenticated, reasons::ACCOUNT_SIGNED_OUT, None)
+                }
+            };
+            let status = tell(code, reason);
+            match retry_after {
+                Some(delay) => status.retry_after(delay),
+                None => status,
+            }
+            .build()
+        }
+        Error::Binding(refusal) => {
+            let (code, reason) = match refusal {
+                binding::Refusal::Unknown => (Code::NotFound, reasons::BINDING_NOT_FOUND),
+                binding::Refusal::AccountBound => (Code::AlreadyExists, reasons::ACCOUNT_BOUND),
+                binding::Refusal::UserBound => (Code::AlreadyExists, reasons::USER_BOUND),
+            };
+            tell(code, reason).build()
+        }
+        Error::PublicUrlMissing => {
+            error!(error = cause, "a link is impossible");
+            tell(Code::FailedPrecondition, reasons::PUBLIC_URL_MISSING).build()
         }
         Error::Tokens(source) => tokens(source, cause),
         Error::SecretUnknown { .. } => {

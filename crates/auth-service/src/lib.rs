@@ -4,6 +4,8 @@
     reason = "the shared pieces land before the modules that use them"
 )]
 
+pub mod account;
+pub mod binding;
 mod claim;
 pub mod config;
 mod cookie;
@@ -43,6 +45,8 @@ use wechat::AppId;
 
 pub use self::{config::Config, error::Error, migration::migrate};
 use self::{
+    account::Accounts,
+    binding::{BindFlow, Bindings},
     cookie::Cookies,
     login::Logins,
     migration::Migrator,
@@ -95,6 +99,9 @@ struct Auth {
     sessions: Sessions,
     users: Users,
     user_data: UserData,
+    accounts: Accounts,
+    bindings: Bindings,
+    binds: BindFlow,
     tickets: Tickets,
     cookies: Cookies,
     tokens: TokenClient,
@@ -110,6 +117,11 @@ impl Auth {
     /// Tells a failure to whoever asked.
     fn status(&self, error: &Error) -> Status {
         error::to_status(error, self.clock.now())
+    }
+
+    /// This service as a browser sees it, which every link to it needs.
+    fn public_url(&self) -> Result<&Url, Error> {
+        self.public_url.as_ref().ok_or(Error::PublicUrlMissing)
     }
 
     /// Opens what WeChat encrypted for the user of a session with a mini program that `open_to` admits.
@@ -179,6 +191,24 @@ impl App {
             clock.clone(),
             under_way.clone(),
         );
+        let accounts = Accounts::new(
+            database.clone(),
+            redis.clone(),
+            tickets.clone(),
+            clock.clone(),
+            under_way.clone(),
+        );
+        let bindings = Bindings::new(database.clone(), clock.clone());
+        let binds = BindFlow {
+            catalog: catalog.clone(),
+            accounts: accounts.clone(),
+            bindings: bindings.clone(),
+            tickets: tickets.clone(),
+            wechat: wechat.clone(),
+            open_url: config.upstream.open.clone(),
+            clock: clock.clone(),
+            under_way: under_way.clone(),
+        };
         let logins = Logins::new(
             wechat.clone(),
             users.clone(),
@@ -194,6 +224,9 @@ impl App {
             sessions,
             users,
             user_data,
+            accounts,
+            bindings,
+            binds,
             tickets,
             cookies: Cookies::at(config.public_url.as_ref()),
             tokens: tokens.clone(),

@@ -3,7 +3,7 @@
 use metrics::{counter, describe_counter};
 use wechat::Class;
 
-use crate::error::Error;
+use crate::{account, error::Error};
 
 /// Logins by app and outcome.
 const LOGINS: &str = "wxhub_auth_logins_total";
@@ -11,6 +11,10 @@ const LOGINS: &str = "wxhub_auth_logins_total";
 const USER_DATA: &str = "wxhub_auth_user_data_total";
 /// Session checks by outcome.
 const VERIFICATIONS: &str = "wxhub_auth_session_verifications_total";
+/// Accounts signing in, by outcome.
+const SIGN_INS: &str = "wxhub_auth_account_sign_ins_total";
+/// Phones that came back to be bound, by app and outcome.
+const BINDINGS: &str = "wxhub_auth_bindings_total";
 
 /// Describes every metric; once, at start.
 pub(crate) fn describe() {
@@ -26,6 +30,27 @@ pub(crate) fn describe() {
         VERIFICATIONS,
         "Sessions checked, by outcome (valid, invalid, unavailable)"
     );
+    describe_counter!(
+        SIGN_INS,
+        "Accounts signing in with their password, by outcome (signed_in, wrong, cooling_down, unavailable)"
+    );
+    describe_counter!(
+        BINDINGS,
+        "Phones that came back to be bound, by app and outcome (bound, declined, refused, failed)"
+    );
+}
+
+/// Counts an account signing in.
+pub(crate) fn sign_in<T>(outcome: &Result<T, Error>) {
+    use account::Refusal;
+
+    let outcome = match outcome {
+        Ok(_) => "signed_in",
+        Err(Error::Account(Refusal::Wrong)) => "wrong",
+        Err(Error::Account(Refusal::CoolingDown(_))) => "cooling_down",
+        Err(_) => "unavailable",
+    };
+    counter!(SIGN_INS, "outcome" => outcome).increment(1);
 }
 
 /// Counts a login to the app of this name.
@@ -41,7 +66,9 @@ pub(crate) fn login<T>(app: &str, outcome: &Result<T, Error>) {
             | Error::DataInvalid(_)
             | Error::DataExpired
             | Error::PhoneCodeInvalid { .. }
-            | Error::UserUnknown,
+            | Error::UserUnknown
+            | Error::Account(_)
+            | Error::Binding(_),
         ) => "refused",
         Err(Error::WeChat { source, .. }) => match source.class() {
             Class::Backoff | Class::Minute | Class::Day => "unavailable",
@@ -53,7 +80,12 @@ pub(crate) fn login<T>(app: &str, outcome: &Result<T, Error>) {
         Err(Error::LoginInProgress) => "busy",
         Err(Error::Tokens(_) | Error::Call { .. } | Error::RevocationsUnknown) => "unavailable",
         Err(Error::Redis(_) | Error::Database(_) | Error::DatabaseTimeout(_)) => "unavailable",
-        Err(Error::SecretUnknown { .. } | Error::Stored(_) | Error::TaskLost(_)) => "failed",
+        Err(
+            Error::SecretUnknown { .. }
+            | Error::PublicUrlMissing
+            | Error::Stored(_)
+            | Error::TaskLost(_),
+        ) => "failed",
     };
     counter!(LOGINS, "app" => app.to_owned(), "outcome" => outcome).increment(1);
 }

@@ -1,6 +1,7 @@
 //! The database's tables. A published migration is never edited; each works with the code before and after it.
 
 mod m20261121_000001_create_user;
+mod m20261121_000002_create_account;
 
 use sea_orm_migration::prelude::*;
 use service_kit::{settings::DatabaseUrl, storage};
@@ -12,7 +13,10 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261121_000001_create_user::Migration)]
+        vec![
+            Box::new(m20261121_000001_create_user::Migration),
+            Box::new(m20261121_000002_create_account::Migration),
+        ]
     }
 
     fn migration_table_name() -> DynIden {

@@ -79,6 +79,11 @@ impl Nickname {
         }
         Ok((!clean.is_empty()).then(|| Self(clean.to_owned())))
     }
+
+    /// The nickname itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// A person as one app knows them.
@@ -209,7 +214,7 @@ impl Users {
 }
 
 /// Whether MySQL rolled the statement back to let another one pass (1213): SQLSTATE 40001.
-fn is_deadlock(error: &DbErr) -> bool {
+pub(crate) fn is_deadlock(error: &DbErr) -> bool {
     let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) =
         error
     else {

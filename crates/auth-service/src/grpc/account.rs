@@ -1,77 +1,162 @@
 //! Accounts, and the WeChat users bound to them.
 
+use prost_types::Timestamp;
 use proto::auth::v1::{
-    CreateAccountRequest, CreateAccountResponse, CreateBindLinkRequest, CreateBindLinkResponse,
-    DeleteAccountRequest, DeleteAccountResponse, DeleteBindingRequest, DeleteBindingResponse,
-    GetAccountRequest, GetAccountResponse, GetBindingRequest, GetBindingResponse,
-    SetAccountPasswordRequest, SetAccountPasswordResponse,
+    self as wire, BindLink, CreateAccountRequest, CreateAccountResponse, CreateBindLinkRequest,
+    CreateBindLinkResponse, DeleteAccountRequest, DeleteAccountResponse, DeleteBindingRequest,
+    DeleteBindingResponse, GetAccountRequest, GetAccountResponse, GetBindingRequest,
+    GetBindingResponse, SetAccountPasswordRequest, SetAccountPasswordResponse,
 };
-use service_kit::Caller;
+use service_kit::{AppKind, Caller};
 
 use super::Service;
-use crate::error::Error;
+use crate::{
+    account::{self, Account, AccountName, Password},
+    binding::{self, Binding},
+    error::Error,
+};
 
 impl Service {
-    #[expect(clippy::unused_async, reason = "unfinished")]
     pub(super) async fn create_account(
         &self,
         _caller: &Caller,
-        _request: CreateAccountRequest,
+        request: CreateAccountRequest,
     ) -> Result<CreateAccountResponse, Error> {
-        Err(Error::Unfinished)
+        let name = name(&request.account)?;
+        let password = Password::parse(&request.password)?;
+        let account = self.auth.accounts.create(name, password).await?;
+        Ok(CreateAccountResponse {
+            account: Some(wire_account(account, Vec::new())),
+        })
     }
 
-    #[expect(clippy::unused_async, reason = "unfinished")]
     pub(super) async fn set_account_password(
         &self,
-        _caller: &Caller,
-        _request: SetAccountPasswordRequest,
+        caller: &Caller,
+        request: SetAccountPasswordRequest,
     ) -> Result<SetAccountPasswordResponse, Error> {
-        Err(Error::Unfinished)
+        let name = name(&request.account)?;
+        let password = Password::parse(&request.password)?;
+        let account = self.auth.accounts.set_password(&name, password).await?;
+        let bindings = self.open_bindings(caller, &name).await?;
+        Ok(SetAccountPasswordResponse {
+            account: Some(wire_account(account, bindings)),
+        })
     }
 
-    #[expect(clippy::unused_async, reason = "unfinished")]
     pub(super) async fn get_account(
         &self,
-        _caller: &Caller,
-        _request: GetAccountRequest,
+        caller: &Caller,
+        request: GetAccountRequest,
     ) -> Result<GetAccountResponse, Error> {
-        Err(Error::Unfinished)
+        let name = name(&request.account)?;
+        let account = self.auth.accounts.get(&name).await?;
+        let account = account.ok_or(account::Refusal::Unknown)?;
+        let bindings = self.open_bindings(caller, &name).await?;
+        Ok(GetAccountResponse {
+            account: Some(wire_account(account, bindings)),
+        })
     }
 
-    #[expect(clippy::unused_async, reason = "unfinished")]
+    /// An account's bindings in the caller's apps.
+    async fn open_bindings(
+        &self,
+        caller: &Caller,
+        name: &AccountName,
+    ) -> Result<Vec<Binding>, Error> {
+        let mut bindings = self.auth.bindings.of_account(name).await?;
+        bindings.retain(|binding| self.is_open(caller, &binding.app_id));
+        Ok(bindings)
+    }
+
     pub(super) async fn delete_account(
         &self,
-        _caller: &Caller,
-        _request: DeleteAccountRequest,
+        caller: &Caller,
+        request: DeleteAccountRequest,
     ) -> Result<DeleteAccountResponse, Error> {
-        Err(Error::Unfinished)
+        let name = name(&request.account)?;
+        // The account first: a phone that is being bound to it meanwhile looks afterwards whether it is there.
+        let was_there = self.auth.accounts.delete(&name).await?;
+        for binding in self.auth.bindings.of_account(&name).await? {
+            // Of a name that is no account here, another team may know somebody by it.
+            if was_there || caller.apps.contains(&binding.app_id) {
+                self.auth.bindings.remove(binding.id).await?;
+            }
+        }
+        Ok(DeleteAccountResponse {})
     }
 
-    #[expect(clippy::unused_async, reason = "unfinished")]
     pub(super) async fn create_bind_link(
         &self,
-        _caller: &Caller,
-        _request: CreateBindLinkRequest,
+        caller: &Caller,
+        request: CreateBindLinkRequest,
     ) -> Result<CreateBindLinkResponse, Error> {
-        Err(Error::Unfinished)
+        let app = self.app(caller, &request.app_id)?;
+        if app.kind != AppKind::OfficialAccount {
+            return Err(Error::field("app_id", "names no official account"));
+        }
+        let name = name(&request.account)?;
+        let public_url = self.auth.public_url()?;
+        if self.auth.bindings.get(&app.app_id, &name).await?.is_some() {
+            return Err(binding::Refusal::AccountBound.into());
+        }
+        let offer = self.auth.binds.offer(&app.app_id, &name, None).await?;
+        let url = binding::link_url(public_url, &offer.ticket);
+        Ok(CreateBindLinkResponse {
+            bind_link: Some(BindLink {
+                qr_svg: binding::qr_code(&url)?,
+                url: url.into(),
+                expire_time: Some(Timestamp::from(offer.end)),
+            }),
+        })
     }
 
-    #[expect(clippy::unused_async, reason = "unfinished")]
     pub(super) async fn get_binding(
         &self,
-        _caller: &Caller,
-        _request: GetBindingRequest,
+        caller: &Caller,
+        request: GetBindingRequest,
     ) -> Result<GetBindingResponse, Error> {
-        Err(Error::Unfinished)
+        let app = self.app(caller, &request.app_id)?;
+        let name = name(&request.account)?;
+        let binding = self.auth.bindings.get(&app.app_id, &name).await?;
+        let binding = binding.ok_or(binding::Refusal::Unknown)?;
+        Ok(GetBindingResponse {
+            binding: Some(wire_binding(binding)),
+        })
     }
 
-    #[expect(clippy::unused_async, reason = "unfinished")]
     pub(super) async fn delete_binding(
         &self,
-        _caller: &Caller,
-        _request: DeleteBindingRequest,
+        caller: &Caller,
+        request: DeleteBindingRequest,
     ) -> Result<DeleteBindingResponse, Error> {
-        Err(Error::Unfinished)
+        let app = self.app(caller, &request.app_id)?;
+        let name = name(&request.account)?;
+        self.auth.bindings.unbind(&app.app_id, &name).await?;
+        Ok(DeleteBindingResponse {})
+    }
+}
+
+fn name(text: &str) -> Result<AccountName, Error> {
+    let name = text.parse();
+    name.map_err(|error: account::InvalidAccountName| Error::field("account", error.to_string()))
+}
+
+fn wire_account(account: Account, bindings: Vec<Binding>) -> wire::Account {
+    wire::Account {
+        account: account.name.into(),
+        create_time: Some(Timestamp::from(account.create_time)),
+        password_time: Some(Timestamp::from(account.password_time)),
+        bindings: bindings.into_iter().map(wire_binding).collect(),
+    }
+}
+
+fn wire_binding(binding: Binding) -> wire::Binding {
+    wire::Binding {
+        account: binding.account.into(),
+        app_id: binding.app_id.into(),
+        open_id: binding.open_id.into(),
+        nickname: binding.nickname,
+        create_time: Some(Timestamp::from(binding.create_time)),
     }
 }

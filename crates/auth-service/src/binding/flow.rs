@@ -1,0 +1,486 @@
+//! How a WeChat user comes to be bound: a link, mostly shown as a QR code, is opened on their phone; the phone is sent
+//! to WeChat for consent with a state of its own; when it comes back, what the link offers is theirs.
+//!
+//! - A link is a ticket: nobody guesses it, and by itself it tells nothing, not even which account it is for.
+//! - It is used up by the binding it makes, and not by a look at it, as chat programs take for their previews.
+//! - A state is good once and only in the browser that opened the link: a link of one person cannot be finished by
+//!   another's browser, so that nobody is bound to an account whose link they did not open themselves.
+//!
+//! A link and a state each have a second ticket, the claim, for what may happen once: whoever takes it goes on, and puts
+//! another in its place where nothing came of it. Only the holder of a claim writes what it belongs to.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use service_kit::{
+    CatalogHandle, Clock,
+    clock::{millis, since_epoch},
+};
+use sha2::{Digest as _, Sha256};
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+use url::Url;
+use uuid::Uuid;
+use wechat::{AppId, Class, OAuthRequest, OAuthScope};
+
+use super::{Binding, Bindings, Refusal};
+use crate::{
+    account::{AccountName, Accounts, Epoch},
+    error::Error,
+    ticket::{Kind, Ticket, Tickets},
+    user::Nickname,
+};
+
+/// How long a link can be opened and used.
+pub const LINK_LIFE: Duration = Duration::from_secs(10 * 60);
+/// How long a phone may take to come back from WeChat.
+pub const STATE_LIFE: Duration = Duration::from_secs(10 * 60);
+/// How long the phone that was bound may undo it.
+pub const UNDO: Duration = Duration::from_secs(10 * 60);
+
+const LINK: Kind = Kind {
+    name: "bind_link",
+    life: LINK_LIFE,
+};
+const LINK_CLAIM: Kind = Kind {
+    name: "bind_link_claim",
+    life: LINK_LIFE,
+};
+/// Whether a phone opened the link: apart from it, since phones write it without its claim.
+const SCANNED: Kind = Kind {
+    name: "bind_scanned",
+    life: LINK_LIFE,
+};
+const STATE: Kind = Kind {
+    name: "bind_state",
+    life: STATE_LIFE.saturating_add(UNDO),
+};
+const STATE_CLAIM: Kind = Kind {
+    name: "bind_state_claim",
+    life: STATE_LIFE,
+};
+/// Whoever comes with a state that another request of the same browser is finishing waits this long for the outcome.
+const WAIT: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// What a link offers, and what became of it.
+#[derive(Serialize, Deserialize)]
+struct Link {
+    app_id: AppId,
+    account: AccountName,
+    /// The password with which the account signed in; a team's own user has none.
+    epoch: Option<Epoch>,
+    /// In Unix milliseconds.
+    end: u64,
+    claim: String,
+    scanned: String,
+    /// The nickname of the user who was bound by it.
+    bound: Option<String>,
+}
+
+/// What a phone went to WeChat with, and what came of it.
+#[derive(Serialize, Deserialize)]
+struct State {
+    /// The SHA-256 of the browser's cookie.
+    browser: String,
+    link: String,
+    /// In Unix milliseconds: the end of coming back, not of what is told afterwards.
+    end: u64,
+    claim: String,
+    outcome: Option<Outcome>,
+}
+
+/// A link by which a WeChat user is bound to an account.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    pub(crate) ticket: Ticket,
+    pub(crate) end: SystemTime,
+}
+
+/// How far a link has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Nobody opened it.
+    Waiting,
+    /// It was opened, and may still be.
+    Scanned,
+    /// It was used, by a user of this nickname, which may be empty.
+    Bound { nickname: String },
+    /// It is over, or never was.
+    Expired,
+}
+
+/// What a phone is told when it comes back from WeChat.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Outcome {
+    /// Its user is bound.
+    Bound {
+        account: AccountName,
+        nickname: String,
+        binding: Uuid,
+        /// In Unix milliseconds.
+        undo_until: u64,
+    },
+    /// Its user was bound, and undid it.
+    Undone,
+    /// Its user did not agree. The link is good for another try.
+    Declined,
+    /// Nothing came of it.
+    Failed(Failure),
+}
+
+/// Why a phone's user is not bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Failure {
+    /// The link or the state is over, of another browser, or never was.
+    Expired,
+    /// Another phone used the link.
+    Outrun,
+    /// The account has a WeChat user already.
+    AccountBound,
+    /// The WeChat user stands for another account already.
+    UserBound,
+    /// It was a snapshot page, which WeChat shows to nobody in particular.
+    Snapshot,
+    /// Another request of the same browser is at it.
+    UnderWay,
+}
+
+impl From<Failure> for Outcome {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// The links that are out, and the phones under way with them; clones share them.
+#[derive(Debug, Clone)]
+pub(crate) struct BindFlow {
+    pub(crate) catalog: CatalogHandle,
+    pub(crate) accounts: Accounts,
+    pub(crate) bindings: Bindings,
+    pub(crate) tickets: Tickets,
+    pub(crate) wechat: wechat::Client,
+    /// WeChat's OAuth pages.
+    pub(crate) open_url: Url,
+    pub(crate) clock: Clock,
+    /// What was begun for a phone is ended here, whether or not the phone waits.
+    pub(crate) under_way: TaskTracker,
+}
+
+impl BindFlow {
+    /// Makes a link that binds whoever opens it to the account. With an epoch it ends when the account's password does.
+    pub(crate) async fn offer(
+        &self,
+        app_id: &AppId,
+        account: &AccountName,
+        epoch: Option<Epoch>,
+    ) -> Result<Offer, Error> {
+        let end = self.clock.now() + LINK_LIFE;
+        let link = Link {
+            app_id: app_id.clone(),
+            account: account.clone(),
+            epoch,
+            end: millis(since_epoch(end)),
+            claim: self.claim(&LINK_CLAIM).await?,
+            scanned: self
+                .tickets
+                .put(&SCANNED, &false)
+                .await?
+                .expose()
+                .to_owned(),
+            bound: None,
+        };
+        let ticket = self.tickets.put(&LINK, &link).await?;
+        Ok(Offer { ticket, end })
+    }
+
+    /// How far a link has come, and when it ends.
+    pub(crate) async fn progress(&self, link: &str) -> Result<(Progress, SystemTime), Error> {
+        let Some(link) = self.link(link).await? else {
+            return Ok((Progress::Expired, self.clock.now()));
+        };
+        let end = SystemTime::UNIX_EPOCH + Duration::from_millis(link.end);
+        let progress = match link.bound {
+            Some(nickname) => Progress::Bound { nickname },
+            None => match self.tickets.look(&SCANNED, &link.scanned).await? {
+                Some(true) => Progress::Scanned,
+                Some(false) | None => Progress::Waiting,
+            },
+        };
+        Ok((progress, end))
+    }
+
+    /// A phone opened the link: answers where at WeChat it goes on, or `None` when the link is over. `browser` is the
+    /// phone's cookie; WeChat sends it back to `redirect_uri`.
+    pub(crate) async fn open(
+        &self,
+        link: &str,
+        browser: &str,
+        redirect_uri: &Url,
+    ) -> Result<Option<Url>, Error> {
+        let Some(found) = self.link(link).await?.filter(|link| link.bound.is_none()) else {
+            return Ok(None);
+        };
+        if !self.is_signed_in(&found).await? {
+            return Ok(None);
+        }
+        let state = State {
+            browser: digest(browser),
+            link: link.to_owned(),
+            end: self.clock.unix_millis() + millis(STATE_LIFE),
+            claim: self.claim(&STATE_CLAIM).await?,
+            outcome: None,
+        };
+        let state = self.tickets.put(&STATE, &state).await?;
+        self.tickets
+            .replace(&SCANNED, &found.scanned, &true)
+            .await?;
+        let request = OAuthRequest {
+            app_id: &found.app_id,
+            redirect_uri,
+            scope: OAuthScope::UserInfo,
+            state: state.expose(),
+            force_popup: true,
+        };
+        Ok(Some(wechat::oauth_authorize_url(&self.open_url, &request)))
+    }
+
+    /// A phone came back from WeChat; without a code its user declined. The same state again gives the same outcome.
+    pub(crate) async fn finish(
+        &self,
+        state: &str,
+        browser: &str,
+        code: Option<String>,
+    ) -> Result<Outcome, Error> {
+        let Some(found) = self.state(state, browser).await? else {
+            return Ok(Failure::Expired.into());
+        };
+        if let Some(outcome) = found.outcome {
+            return Ok(outcome);
+        }
+        if found.end <= self.clock.unix_millis() {
+            return Ok(Failure::Expired.into());
+        }
+        let taken: Option<()> = self.tickets.take(&STATE_CLAIM, &found.claim).await?;
+        if taken.is_none() {
+            return self.await_outcome(state, browser).await;
+        }
+        let (flow, state) = (self.clone(), state.to_owned());
+        let finish = async move {
+            let outcome = match code {
+                Some(code) => flow.commit(&found.link, &code).await?,
+                None => flow.decline(&found.link).await?,
+            };
+            let told = State {
+                outcome: Some(outcome.clone()),
+                ..found
+            };
+            // The outcome stands, whether or not it can be told twice.
+            flow.leave(flow.tickets.replace(&STATE, &state, &told).await);
+            Ok(outcome)
+        };
+        self.under_way.spawn(finish).await?
+    }
+
+    /// The phone that was bound takes it back. Answers whether it could.
+    pub(crate) async fn undo(&self, state: &str, browser: &str) -> Result<bool, Error> {
+        let Some(found) = self.state(state, browser).await? else {
+            return Ok(false);
+        };
+        let now = self.clock.unix_millis();
+        let binding = match &found.outcome {
+            Some(Outcome::Bound {
+                binding,
+                undo_until,
+                ..
+            }) if *undo_until > now => *binding,
+            Some(Outcome::Undone) => return Ok(true),
+            Some(_) | None => return Ok(false),
+        };
+        self.bindings.remove(binding).await?;
+        let undone = State {
+            outcome: Some(Outcome::Undone),
+            ..found
+        };
+        self.tickets.replace(&STATE, state, &undone).await?;
+        info!(binding = %binding, "a binding was undone");
+        Ok(true)
+    }
+
+    async fn await_outcome(&self, state: &str, browser: &str) -> Result<Outcome, Error> {
+        let outcome = async {
+            loop {
+                match self.state(state, browser).await? {
+                    None => return Ok(Failure::Expired.into()),
+                    Some(State {
+                        outcome: Some(outcome),
+                        ..
+                    }) => return Ok(outcome),
+                    Some(_) => tokio::time::sleep(LOOK_AGAIN).await,
+                }
+            }
+        };
+        let waited = tokio::time::timeout(WAIT, outcome).await;
+        waited.unwrap_or(Ok(Failure::UnderWay.into()))
+    }
+
+    async fn decline(&self, link: &str) -> Result<Outcome, Error> {
+        if let Some(link) = self.link(link).await? {
+            self.tickets
+                .replace(&SCANNED, &link.scanned, &false)
+                .await?;
+        }
+        Ok(Outcome::Declined)
+    }
+
+    /// Exchanges the code, and binds whom WeChat names.
+    async fn commit(&self, ticket: &str, code: &str) -> Result<Outcome, Error> {
+        let Some(link) = self.link(ticket).await? else {
+            return Ok(Failure::Expired.into());
+        };
+        if link.bound.is_some() {
+            return Ok(Failure::Outrun.into());
+        }
+        let app = self.catalog.current().app(link.app_id.as_str()).cloned();
+        let app = app.ok_or(Error::AppUnknown)?;
+        let secret = app.secret.as_ref().ok_or_else(|| Error::SecretUnknown {
+            app: app.name.clone(),
+        })?;
+        let exchanged = self
+            .wechat
+            .oauth_access_token(&app.app_id, secret, code)
+            .await;
+        let grant = match exchanged {
+            Ok(grant) => grant,
+            Err(source) if source.class() == Class::Grant => return Ok(Failure::Expired.into()),
+            Err(source) => {
+                let app = app.name.clone();
+                return Err(Error::Call { app, source });
+            }
+        };
+        if grant.is_snapshot_user {
+            return Ok(Failure::Snapshot.into());
+        }
+        if !grant.scopes.contains(&OAuthScope::UserInfo) {
+            return self.decline(ticket).await;
+        }
+        let nickname = match self
+            .wechat
+            .oauth_user_info(&grant.access_token, &grant.open_id)
+            .await
+        {
+            Ok(user) if user.open_id == grant.open_id => nickname(&user.nickname),
+            Ok(_) => None,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                warn!(app = app.name, error, "WeChat did not tell a nickname");
+                None
+            }
+        };
+
+        // From here on other phones with the same link are too late.
+        let taken: Option<()> = self.tickets.take(&LINK_CLAIM, &link.claim).await?;
+        if taken.is_none() || link.end <= self.clock.unix_millis() {
+            return Ok(Failure::Outrun.into());
+        }
+        let bound = self
+            .bindings
+            .bind(
+                &link.account,
+                &app.app_id,
+                &grant.open_id,
+                nickname.as_ref(),
+            )
+            .await;
+        let binding = match bound {
+            Ok(binding) => binding,
+            Err(error) => {
+                self.leave(self.give_back(ticket, link).await);
+                return match error {
+                    Error::Binding(Refusal::AccountBound) => Ok(Failure::AccountBound.into()),
+                    Error::Binding(Refusal::UserBound) => Ok(Failure::UserBound.into()),
+                    error => Err(error),
+                };
+            }
+        };
+        // Looked at after the row is there: an account that is deleted or gets another password meanwhile either finds the
+        // row, or is found gone here.
+        match self.is_signed_in(&link).await {
+            Ok(true) => Ok(self.bound(ticket, link, binding).await),
+            Ok(false) => {
+                self.bindings.remove(binding.id).await?;
+                Ok(Failure::Expired.into())
+            }
+            Err(error) => {
+                self.bindings.remove(binding.id).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn bound(&self, ticket: &str, mut link: Link, binding: Binding) -> Outcome {
+        info!(binding = %binding.id, app = %binding.app_id, "a WeChat user was bound to an account");
+        link.bound = Some(binding.nickname.clone());
+        // The binding stands, whether or not the link can tell.
+        self.leave(self.tickets.replace(&LINK, ticket, &link).await);
+        Outcome::Bound {
+            account: binding.account,
+            nickname: binding.nickname,
+            binding: binding.id,
+            undo_until: self.clock.unix_millis() + millis(UNDO),
+        }
+    }
+
+    /// Nothing came of the claim on the link: another phone may have it.
+    async fn give_back(&self, ticket: &str, mut link: Link) -> Result<bool, Error> {
+        link.claim = self.claim(&LINK_CLAIM).await?;
+        self.tickets.replace(&LINK, ticket, &link).await
+    }
+
+    fn leave(&self, left: Result<bool, Error>) {
+        if let Err(error) = left {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "what became of a bind link could not be left there");
+        }
+    }
+
+    async fn claim(&self, kind: &Kind) -> Result<String, Error> {
+        let claim = self.tickets.put(kind, &()).await?;
+        Ok(claim.expose().to_owned())
+    }
+
+    async fn link(&self, ticket: &str) -> Result<Option<Link>, Error> {
+        let link: Option<Link> = self.tickets.look(&LINK, ticket).await?;
+        let now = self.clock.unix_millis();
+        Ok(link.filter(|link| link.end > now))
+    }
+
+    async fn state(&self, state: &str, browser: &str) -> Result<Option<State>, Error> {
+        let found: Option<State> = self.tickets.look(&STATE, state).await?;
+        Ok(found.filter(|found| found.browser == digest(browser)))
+    }
+
+    /// Whether the account that a link is for is still there with the password it signed in with; of a team's own users
+    /// nothing is known here.
+    async fn is_signed_in(&self, link: &Link) -> Result<bool, Error> {
+        match &link.epoch {
+            None => Ok(true),
+            Some(epoch) => {
+                let account = self.accounts.at_epoch(&link.account, epoch).await?;
+                Ok(account.is_some())
+            }
+        }
+    }
+}
+
+/// A browser's cookie as a state holds it: comparing digests tells nothing of what they are of.
+fn digest(browser: &str) -> String {
+    hex::encode(Sha256::digest(browser))
+}
+
+/// A nickname as WeChat has it, which may be any text.
+fn nickname(text: &str) -> Option<Nickname> {
+    let clean: String = text.chars().filter(|char| !char.is_control()).collect();
+    let cut: String = clean.trim().chars().take(Nickname::MAX).collect();
+    Nickname::parse(&cut).ok().flatten()
+}
