@@ -16,7 +16,11 @@ use service_kit::{
     ops::{Phase, Readiness},
 };
 use token_client::TokenClient;
-use tokio::{sync::Semaphore, task::JoinSet, time::MissedTickBehavior};
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info_span, warn};
 use wechat::{AppId, Client};
@@ -41,6 +45,14 @@ pub(crate) const POLL: Duration = Duration::from_secs(1);
 /// After the database was away, what seems lost may have a living worker that is about to write its outcome: that one
 /// goes first.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// What a claim leaves to do.
+struct Left {
+    /// More may be due than was claimed.
+    more: bool,
+    /// When the next one falls due, if that is soon.
+    upcoming: Option<Instant>,
+}
 
 /// Sends messages.
 #[derive(Debug, Clone)]
@@ -72,6 +84,8 @@ impl Delivery {
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // More may be due than there was room for.
         let mut backlog = false;
+        // When the next message falls due, where that is before the next poll.
+        let mut upcoming = None;
         // Elapsed time since which the database answers.
         let mut answers_since = None;
         loop {
@@ -84,6 +98,7 @@ impl Delivery {
                 }
                 _ = poll.tick() => true,
                 () = this.doorbell.rung() => false,
+                () = sleep_until(upcoming.unwrap_or_else(Instant::now)), if upcoming.is_some() => false,
                 // Enough at once that claims stay worth their statements.
                 Ok(_) = slots.acquire_many(ROOM), if backlog => false,
             };
@@ -97,12 +112,14 @@ impl Delivery {
             };
             match stop.run_until_cancelled(taken_up).await {
                 None => break,
-                Some(Ok(more)) => {
-                    backlog = more;
+                Some(Ok(left)) => {
+                    backlog = left.more;
+                    upcoming = left.upcoming;
                     answers_since.get_or_insert(now);
                 }
                 Some(Err(error)) => {
                     answers_since = None;
+                    upcoming = None;
                     warn!("messages wait, for the database does not answer: {error}");
                 }
             }
@@ -113,19 +130,25 @@ impl Delivery {
         Ok(())
     }
 
-    /// Claims what is due, no more than can start now, and starts it. Returns whether more may be due.
+    /// Claims what is due, no more than can start now, and starts it.
     async fn take_up(
         self: &Arc<Self>,
         slots: &Arc<Semaphore>,
         batches: &mut JoinSet<()>,
         stop: &CancellationToken,
-    ) -> Result<bool, DbErr> {
+    ) -> Result<Left, DbErr> {
         let free = slots.available_permits();
         if free == 0 {
-            return Ok(true);
+            return Ok(Left {
+                more: true,
+                upcoming: None,
+            });
         }
         let claim = self.store.claim(free as u64).await?;
-        let full = claim.messages.len() == free;
+        let left = Left {
+            more: claim.messages.len() == free,
+            upcoming: claim.upcoming.map(|wait| Instant::now() + wait),
+        };
         let mut by_app: BTreeMap<AppId, Vec<Message>> = BTreeMap::new();
         let mut broken = Vec::new();
         for message in claim.messages {
@@ -159,7 +182,7 @@ impl Delivery {
                 .write_back(&message.message_id, &claim.id, &outcome)
                 .await?;
         }
-        Ok(full)
+        Ok(left)
     }
 
     /// Takes up what other workers left SENDING when they died.
@@ -299,6 +322,8 @@ mod tests {
                         content: "在吗".to_owned(),
                     },
                 }),
+                schedule_time: None,
+                expire_time: None,
             };
             let accepted = messages.accept(new).await.unwrap();
             eventually("it is taken up", Duration::from_secs(60), async || {

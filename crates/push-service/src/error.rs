@@ -7,12 +7,14 @@ use service_kit::status;
 use tonic::{Code, Status};
 use tracing::error;
 
-use crate::message::Violation;
+use crate::message::{State, Violation};
 
 /// The reasons of ErrorInfo that push-service alone gives. They are part of the API: never renamed.
 mod reason {
     pub(super) const MESSAGE_NOT_FOUND: &str = "MESSAGE_NOT_FOUND";
     pub(super) const FORM_ID_MISSING: &str = "FORM_ID_MISSING";
+    pub(super) const MESSAGE_NOT_CANCELLABLE: &str = "MESSAGE_NOT_CANCELLABLE";
+    pub(super) const MESSAGE_NOT_RETRYABLE: &str = "MESSAGE_NOT_RETRYABLE";
     pub(super) const CONTENDED: &str = "CONTENDED";
     pub(super) const SESSION_INVALID: &str = "SESSION_INVALID";
     pub(super) const AUTH_UNAVAILABLE: &str = "AUTH_UNAVAILABLE";
@@ -26,6 +28,10 @@ pub(crate) enum Error {
     RequestIdReused,
     #[error("no such message")]
     MessageNotFound,
+    #[error("the message cannot be taken back")]
+    NotCancellable(State),
+    #[error("the message did not fail")]
+    NotRetryable(State),
     #[error("no form_id is stored for the user")]
     NoForm,
     #[error("others were faster each time")]
@@ -56,6 +62,18 @@ impl From<Error> for Status {
                 Code::NotFound,
                 reason::MESSAGE_NOT_FOUND,
                 "no message with this id is open to the caller",
+            )
+            .build(),
+            Error::NotCancellable(state) => status::error(
+                Code::FailedPrecondition,
+                reason::MESSAGE_NOT_CANCELLABLE,
+                format!("the message is {}: only one that still waits can be taken back", state.name()),
+            )
+            .build(),
+            Error::NotRetryable(state) => status::error(
+                Code::FailedPrecondition,
+                reason::MESSAGE_NOT_RETRYABLE,
+                format!("the message is {}: only one that FAILED can be retried", state.name()),
             )
             .build(),
             Error::NoForm => status::error(

@@ -13,6 +13,8 @@ pub(crate) const NAMES: &[&str] = &["wxhub.push.v1.PushService"];
 pub(crate) const RULES: Rules = &[
     ("/wxhub.push.v1.PushService/SendMessage", Scope::PushSend),
     ("/wxhub.push.v1.PushService/GetMessage", Scope::PushRead),
+    ("/wxhub.push.v1.PushService/CancelMessage", Scope::PushSend),
+    ("/wxhub.push.v1.PushService/RetryMessage", Scope::PushSend),
 ];
 
 #[cfg(test)]

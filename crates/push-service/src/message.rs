@@ -7,10 +7,11 @@ pub(crate) mod store;
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use service_kit::{Caller, CatalogHandle, Clock, trace};
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, Span};
+use tracing::{Instrument as _, Span, info};
 use uuid::Uuid;
 use wechat::{AppId, OpenId};
 
@@ -37,6 +38,10 @@ pub(crate) struct NewMessage {
     pub(crate) caller: String,
     pub(crate) request_id: Option<String>,
     pub(crate) content: Content,
+    /// Not before; none for at once.
+    pub(crate) schedule_time: Option<DateTime<Utc>>,
+    /// Not after.
+    pub(crate) expire_time: Option<DateTime<Utc>>,
 }
 
 /// Accepts and finds messages.
@@ -110,6 +115,7 @@ impl Messages {
             .await?;
         let same = |first: &Message| {
             first.open_id == new.open_id.as_str()
+                && (first.schedule_time, first.expire_time) == (new.schedule_time, new.expire_time)
                 && Content::from_json(&first.content).is_ok_and(|content| content == new.content)
         };
         match first {
@@ -135,9 +141,11 @@ impl Messages {
             errmsg: String::new(),
             wechat_msg_id: None,
             create_time: now,
+            schedule_time: new.schedule_time,
+            expire_time: new.expire_time,
             sent_time: None,
             ambiguous_time: None,
-            next_attempt_time: Some(now),
+            next_attempt_time: Some(new.schedule_time.unwrap_or(now)),
             claim_id: None,
             trace_parent: trace_parent(),
         }
@@ -156,6 +164,56 @@ impl Messages {
         match caller.app(&catalog, &message.app_id) {
             Ok(_) => Ok(message),
             Err(_) => Err(Error::MessageNotFound),
+        }
+    }
+}
+
+impl Messages {
+    /// Takes a message back before it goes on the wire. One that was taken back before is no error.
+    pub(crate) async fn cancel(
+        &self,
+        caller: &Arc<Caller>,
+        message_id: &str,
+    ) -> Result<Message, Error> {
+        let message = self.get(caller, message_id).await?;
+        let cancelled = self.store.cancel(&message.message_id).await?;
+        let message = self.get(caller, &message.message_id).await?;
+        match message.state {
+            State::Cancelled => {
+                if cancelled {
+                    info!(
+                        message.id = message.message_id,
+                        by = caller.name,
+                        "cancelled"
+                    );
+                }
+                Ok(message)
+            }
+            _ => Err(Error::NotCancellable(message.state)),
+        }
+    }
+
+    /// Queues a message again that failed. One that is queued already is no error.
+    pub(crate) async fn retry(
+        &self,
+        caller: &Arc<Caller>,
+        message_id: &str,
+    ) -> Result<Message, Error> {
+        let message = self.get(caller, message_id).await?;
+        let queued = self.store.retry(&message.message_id).await?;
+        let message = self.get(caller, &message.message_id).await?;
+        if queued {
+            info!(
+                message.id = message.message_id,
+                by = caller.name,
+                "queued again by hand"
+            );
+            self.doorbell.ring().await;
+            return Ok(message);
+        }
+        match message.state {
+            State::Queued | State::Sending => Ok(message),
+            _ => Err(Error::NotRetryable(message.state)),
         }
     }
 }

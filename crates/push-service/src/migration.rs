@@ -2,6 +2,7 @@
 
 mod m20261121_000001_message;
 mod m20261121_000002_form;
+mod m20261121_000003_message_time;
 
 use sea_orm_migration::{
     prelude::*,
@@ -18,6 +19,7 @@ impl MigratorTrait for Migrator {
         vec![
             Box::new(m20261121_000001_message::Migration),
             Box::new(m20261121_000002_form::Migration),
+            Box::new(m20261121_000003_message_time::Migration),
         ]
     }
 

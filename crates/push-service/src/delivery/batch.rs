@@ -107,6 +107,7 @@ impl Batch {
             Before::Send => {}
             Before::SendAgain => message.possible_duplicate = true,
             Before::GiveUp => return Err(Box::new(policy::unknown(message))),
+            Before::Expire => return Err(Box::new(policy::expired(message))),
         }
         let outbound =
             content
@@ -119,7 +120,8 @@ impl Batch {
     async fn release(&self, ready: &[Ready], why: Option<&str>, delay: impl Fn() -> Duration) {
         join_all(ready.iter().map(|Ready { message, .. }| {
             let why = why.unwrap_or(&message.errmsg).to_owned();
-            let outcome = policy::release(message, why, delay());
+            let delay = policy::until_expiry(message, delay(), self.delivery.clock.now());
+            let outcome = policy::release(message, why, delay);
             async move { self.write_back(message, &outcome).await }
         }))
         .await;
@@ -184,7 +186,7 @@ impl Batch {
         let attempt = Attempt::Made(result);
         let mut outcome = policy::after(&message, &content, attempts, &attempt, circumstances);
         if let Next::Queued { delay } = &mut outcome.next {
-            *delay = wait.max(*delay);
+            *delay = policy::until_expiry(&message, wait.max(*delay), circumstances.now);
         }
         let kind = content.kind();
         let took = self.delivery.clock.elapsed().saturating_sub(started);
@@ -206,7 +208,7 @@ impl Batch {
                     "not sent yet"
                 );
             }
-            Next::Failed => {
+            Next::Failed | Next::Expired => {
                 metrics::attempt(kind, "failed", took);
                 warn!(
                     message.id = message.message_id,

@@ -58,10 +58,18 @@ pub(super) enum Before {
     /// An earlier attempt may have reached the user.
     SendAgain,
     GiveUp,
+    /// Its time is over.
+    Expire,
 }
 
 /// Decides about a message that is due.
 pub(super) fn before(message: &Message, content: &Content, circumstances: Circumstances) -> Before {
+    if message
+        .expire_time
+        .is_some_and(|expires| expires <= at(circumstances.now))
+    {
+        return Before::Expire;
+    }
     match message.ambiguous_time {
         None => Before::Send,
         Some(since) if guarded(content, since, circumstances.now) => Before::Send,
@@ -144,6 +152,34 @@ pub(super) fn after(
         | Class::Unknown => Next::Failed,
     };
     outcome
+}
+
+/// Ends a message whose time is over. What the last attempt came to stays.
+pub(super) fn expired(message: &Message) -> Outcome {
+    let in_doubt = message.ambiguous_time.is_some();
+    Outcome {
+        next: Next::Expired,
+        attempts: message.attempts,
+        errcode: message.errcode,
+        errmsg: if in_doubt {
+            format!("{OUTCOME_UNKNOWN}: {}", message.errmsg)
+        } else {
+            message.errmsg.clone()
+        },
+        possible_duplicate: message.possible_duplicate,
+        ambiguous_time: message.ambiguous_time,
+    }
+}
+
+/// How long a message waits at most: then it is told that its time is over.
+pub(super) fn until_expiry(message: &Message, delay: Duration, now: SystemTime) -> Duration {
+    let left = message
+        .expire_time
+        .map(|expires| (expires - at(now)).to_std());
+    match left {
+        Some(left) => delay.min(left.unwrap_or_default()),
+        None => delay,
+    }
 }
 
 /// Gives up a message whose earlier attempt may have reached the user.
@@ -272,6 +308,8 @@ mod tests {
             errmsg: String::new(),
             wechat_msg_id: None,
             create_time: at(now()),
+            schedule_time: None,
+            expire_time: None,
             sent_time: None,
             ambiguous_time: None,
             next_attempt_time: None,
@@ -488,5 +526,32 @@ mod tests {
             let decision = before(&message(), &content, circumstances(OnAmbiguous::AtMostOnce));
             assert_eq!(decision, Before::Send);
         }
+    }
+
+    #[test]
+    fn a_message_whose_time_is_over_is_not_sent_and_waits_no_longer_than_that() {
+        let now = circumstances(OnAmbiguous::AtLeastOnce).now;
+        let expiring = |seconds| Message {
+            expire_time: Some(at(now) + chrono::TimeDelta::seconds(seconds)),
+            ..message()
+        };
+        let decide = |message: &Message| {
+            before(
+                message,
+                &customer(),
+                circumstances(OnAmbiguous::AtLeastOnce),
+            )
+        };
+        assert_eq!(decide(&expiring(1)), Before::Send);
+        assert_eq!(decide(&expiring(0)), Before::Expire);
+        assert_eq!(expired(&expiring(0)).next, Next::Expired);
+
+        let minute = Duration::from_secs(60);
+        assert_eq!(until_expiry(&message(), minute, now), minute);
+        assert_eq!(
+            until_expiry(&expiring(5), minute, now),
+            Duration::from_secs(5)
+        );
+        assert_eq!(until_expiry(&expiring(-5), minute, now), Duration::ZERO);
     }
 }

@@ -5,10 +5,11 @@ use std::{
     time::SystemTime,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use prost_types::Timestamp;
 use proto::push::v1::{
-    self as pb, GetMessageRequest, GetMessageResponse, SendMessageRequest, SendMessageResponse,
+    self as pb, CancelMessageRequest, CancelMessageResponse, GetMessageRequest, GetMessageResponse,
+    RetryMessageRequest, RetryMessageResponse, SendMessageRequest, SendMessageResponse,
     push_service_server::PushService, send_message_request,
 };
 use service_kit::{App, AppKind, Caller, CatalogHandle};
@@ -19,7 +20,7 @@ use wechat::{
 };
 
 use crate::{
-    database::is_key,
+    database::{is_key, moment},
     error::Error,
     message::{
         Content, Customer, FormTemplate, Link, Message, Messages, NewMessage, State, Subscribe,
@@ -29,6 +30,8 @@ use crate::{
 
 /// The longest request_id, in bytes.
 const MAX_REQUEST_ID: usize = 128;
+/// Messages are planned no farther ahead.
+const FARTHEST: TimeDelta = TimeDelta::days(366);
 
 #[derive(Debug, Clone)]
 pub(crate) struct PushRpc {
@@ -45,10 +48,11 @@ impl PushService for PushRpc {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let app = caller.app(&self.catalog.current(), &request.app_id)?;
-        let new = new_message(&caller, &app, request)?;
+        let now = moment(&self.messages.clock);
+        let new = new_message(&caller, &app, request, now)?;
         let message = self.messages.accept(new).await?;
         Ok(Response::new(SendMessageResponse {
-            message: Some(to_pb(message)),
+            message: Some(self.to_pb(message)),
         }))
     }
 
@@ -62,8 +66,38 @@ impl PushService for PushRpc {
             .get(&caller, &request.into_inner().message_id)
             .await?;
         Ok(Response::new(GetMessageResponse {
-            message: Some(to_pb(message)),
+            message: Some(self.to_pb(message)),
         }))
+    }
+
+    async fn cancel_message(
+        &self,
+        request: Request<CancelMessageRequest>,
+    ) -> Result<Response<CancelMessageResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let message_id = request.into_inner().message_id;
+        let message = self.messages.cancel(&caller, &message_id).await?;
+        Ok(Response::new(CancelMessageResponse {
+            message: Some(self.to_pb(message)),
+        }))
+    }
+
+    async fn retry_message(
+        &self,
+        request: Request<RetryMessageRequest>,
+    ) -> Result<Response<RetryMessageResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let message_id = request.into_inner().message_id;
+        let message = self.messages.retry(&caller, &message_id).await?;
+        Ok(Response::new(RetryMessageResponse {
+            message: Some(self.to_pb(message)),
+        }))
+    }
+}
+
+impl PushRpc {
+    fn to_pb(&self, message: Message) -> pb::Message {
+        to_pb(message, moment(&self.messages.clock))
     }
 }
 
@@ -71,8 +105,10 @@ fn new_message(
     caller: &Caller,
     app: &App,
     request: SendMessageRequest,
+    now: DateTime<Utc>,
 ) -> Result<NewMessage, Error> {
     let mut violations: Vec<Violation> = Vec::new();
+    let (schedule_time, expire_time) = times(&request, now, &mut violations);
     let open_id = OpenId::try_from(request.open_id).ok();
     if open_id.is_none() {
         let problem = "must be the user's openid, as WeChat gave it";
@@ -108,9 +144,41 @@ fn new_message(
             caller: caller.name.clone(),
             request_id: non_empty(request.request_id),
             content,
+            schedule_time,
+            expire_time,
         }),
         _ => Err(Error::Invalid(violations)),
     }
+}
+
+/// When the message may go out, from and until; nothing where it may always.
+fn times(
+    request: &SendMessageRequest,
+    now: DateTime<Utc>,
+    violations: &mut Vec<Violation>,
+) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
+    let mut read = |field: &str, time: Option<Timestamp>| {
+        let time = SystemTime::try_from(time?);
+        let time = time
+            .ok()
+            .map(DateTime::<Utc>::from)
+            .filter(|time| *time <= now + FARTHEST);
+        if time.is_none() {
+            let problem = format!("must be a time within {} days", FARTHEST.num_days());
+            violations.push((field.to_owned(), problem));
+        }
+        // The database keeps microseconds, and a repeated request has to compare equal.
+        time.map(|time| time.trunc_subsecs(6))
+    };
+    let schedule_time = read("schedule_time", request.schedule_time);
+    let expire_time = read("expire_time", request.expire_time);
+    if let Some(expires) = expire_time
+        && (expires <= now || Some(expires) <= schedule_time)
+    {
+        let problem = "must be later than now and than schedule_time";
+        violations.push(("expire_time".to_owned(), problem.to_owned()));
+    }
+    (schedule_time, expire_time)
 }
 
 fn content_from_pb(
@@ -231,13 +299,15 @@ fn sorted(data: HashMap<String, String>) -> BTreeMap<String, String> {
     data.into_iter().collect()
 }
 
-fn to_pb(message: Message) -> pb::Message {
+fn to_pb(message: Message, now: DateTime<Utc>) -> pb::Message {
     pb::Message {
+        state: state(&message, now).into(),
+        schedule_time: message.schedule_time.map(timestamp),
+        expire_time: message.expire_time.map(timestamp),
         message_id: message.message_id,
         app_id: message.app_id,
         open_id: message.open_id,
         request_id: message.request_id.unwrap_or_default(),
-        state: state(message.state).into(),
         attempts: message.attempts,
         possible_duplicate: message.possible_duplicate,
         errcode: message.errcode,
@@ -249,12 +319,16 @@ fn to_pb(message: Message) -> pb::Message {
     }
 }
 
-fn state(state: State) -> pb::MessageState {
-    match state {
+fn state(message: &Message, now: DateTime<Utc>) -> pb::MessageState {
+    let ahead = message.attempts == 0 && message.schedule_time.is_some_and(|time| time > now);
+    match message.state {
+        State::Queued if ahead => pb::MessageState::Scheduled,
         State::Queued => pb::MessageState::Queued,
         State::Sending => pb::MessageState::Sending,
         State::Sent => pb::MessageState::Sent,
         State::Failed => pb::MessageState::Failed,
+        State::Cancelled => pb::MessageState::Cancelled,
+        State::Expired => pb::MessageState::Expired,
     }
 }
 

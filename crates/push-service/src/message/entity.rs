@@ -23,6 +23,10 @@ pub struct Model {
     pub errmsg: String,
     pub wechat_msg_id: Option<String>,
     pub create_time: DateTimeUtc,
+    /// Not before.
+    pub schedule_time: Option<DateTimeUtc>,
+    /// Not after.
+    pub expire_time: Option<DateTimeUtc>,
     pub sent_time: Option<DateTimeUtc>,
     /// The first attempt whose outcome stayed unknown.
     pub ambiguous_time: Option<DateTimeUtc>,
@@ -47,6 +51,24 @@ pub enum State {
     Sent,
     #[sea_orm(num_value = 6)]
     Failed,
+    #[sea_orm(num_value = 7)]
+    Cancelled,
+    #[sea_orm(num_value = 8)]
+    Expired,
+}
+
+impl State {
+    /// Its name in the protocol, as people are told it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "QUEUED",
+            Self::Sending => "SENDING",
+            Self::Sent => "SENT",
+            Self::Failed => "FAILED",
+            Self::Cancelled => "CANCELLED",
+            Self::Expired => "EXPIRED",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]

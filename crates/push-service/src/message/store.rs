@@ -18,6 +18,8 @@ use crate::{database::Database, form};
 
 /// A claimed message is its worker's alone for this long.
 pub(crate) const LEASE: Duration = Duration::from_secs(8);
+/// A claim looks this far ahead, so that what falls due between two polls leaves at its time.
+pub(crate) const AHEAD: Duration = Duration::from_millis(1_500);
 /// How many lost messages are looked at in one go.
 const LOST: u64 = 100;
 
@@ -45,6 +47,8 @@ pub(crate) struct Claim {
     /// Elapsed time right before the claim: the lease ends [`LEASE`] after it, or later.
     pub(crate) since: Duration,
     pub(crate) messages: Vec<Model>,
+    /// How long until the next message falls due, if that is within [`AHEAD`].
+    pub(crate) upcoming: Option<Duration>,
 }
 
 /// What an attempt, or its failure to come about, leaves in the row.
@@ -70,6 +74,8 @@ pub(crate) enum Next {
     Queued { delay: Duration },
     /// It is given up.
     Failed,
+    /// Its time is over.
+    Expired,
 }
 
 /// The longest errmsg kept, in characters.
@@ -97,6 +103,8 @@ impl Store {
                 Column::Errcode,
                 Column::Errmsg,
                 Column::CreateTime,
+                Column::ScheduleTime,
+                Column::ExpireTime,
                 Column::NextAttemptTime,
                 Column::TraceParent,
             ])
@@ -114,7 +122,11 @@ impl Store {
                 message.errcode.into(),
                 message.errmsg.clone().into(),
                 message.create_time.into(),
-                self.database.now(),
+                message.schedule_time.into(),
+                message.expire_time.into(),
+                message
+                    .schedule_time
+                    .map_or_else(|| self.database.now(), Expr::value),
                 message.trace_parent.clone().into(),
             ])
             .map_err(|error| DbErr::Custom(error.to_string()))?;
@@ -165,17 +177,29 @@ impl Store {
                 id: Uuid::now_v7().to_string(),
                 since: self.database.clock.elapsed(),
                 messages: Vec::new(),
+                upcoming: None,
             };
-            let due: Vec<String> = Entity::find()
+            let horizon = Expr::col(Column::NextAttemptTime).lte(self.database.after(AHEAD));
+            let found: Vec<(String, i64)> = Entity::find()
                 .select_only()
                 .column(Column::MessageId)
+                .column_as(
+                    self.database.micros_until(&Column::NextAttemptTime),
+                    "micros",
+                )
                 .filter(Column::State.eq(State::Queued))
-                .filter(self.due())
+                .filter(horizon)
                 .order_by_asc(Column::NextAttemptTime)
                 .limit(limit)
                 .into_tuple()
                 .all(&self.database.connection)
                 .await?;
+            let first = found
+                .iter()
+                .find_map(|(_, micros)| u64::try_from(*micros - 1).ok());
+            claim.upcoming = first.map(|before| Duration::from_micros(before + 1));
+            let due = found.into_iter().filter(|(_, micros)| *micros <= 0);
+            let due: Vec<_> = due.map(|(message_id, _)| message_id).collect();
             if due.is_empty() {
                 return Ok(claim);
             }
@@ -257,6 +281,7 @@ impl Store {
             }
             Next::Queued { delay } => (State::Queued, self.database.after(*delay)),
             Next::Failed => (State::Failed, Expr::value(None::<DateTime<Utc>>)),
+            Next::Expired => (State::Expired, Expr::value(None::<DateTime<Utc>>)),
         };
         let errmsg: String = outcome.errmsg.chars().take(ERRMSG).collect();
         let update = update
@@ -273,6 +298,39 @@ impl Store {
             .col_expr(Column::ClaimId, Expr::value(None::<String>))
             .filter(Column::MessageId.eq(message_id))
             .filter(Column::ClaimId.eq(claim_id))
+            .exec(&self.database.connection);
+        let written = within_deadline(update).await?;
+        Ok(written.rows_affected > 0)
+    }
+
+    /// Takes a message back that is not on the wire. Returns whether it was taken.
+    pub(crate) async fn cancel(&self, message_id: &str) -> Result<bool, DbErr> {
+        let update = Entity::update_many()
+            .col_expr(Column::State, Expr::value(State::Cancelled.to_value()))
+            .col_expr(Column::NextAttemptTime, Expr::value(None::<DateTime<Utc>>))
+            .col_expr(Column::ClaimId, Expr::value(None::<String>))
+            .filter(Column::MessageId.eq(message_id))
+            .filter(Column::State.eq(State::Queued))
+            .exec(&self.database.connection);
+        let written = within_deadline(update).await?;
+        Ok(written.rows_affected > 0)
+    }
+
+    /// Queues a message that failed, as if it had never been tried; where an attempt's outcome is unknown the user may
+    /// get it twice. Returns whether it was queued.
+    pub(crate) async fn retry(&self, message_id: &str) -> Result<bool, DbErr> {
+        let in_doubt = Expr::col(Column::AmbiguousTime).is_not_null();
+        let update = Entity::update_many()
+            .col_expr(Column::State, Expr::value(State::Queued.to_value()))
+            .col_expr(Column::NextAttemptTime, self.database.now())
+            .col_expr(Column::Attempts, Expr::value(0))
+            .col_expr(
+                Column::PossibleDuplicate,
+                Expr::col(Column::PossibleDuplicate).or(in_doubt),
+            )
+            .col_expr(Column::AmbiguousTime, Expr::value(None::<DateTime<Utc>>))
+            .filter(Column::MessageId.eq(message_id))
+            .filter(Column::State.eq(State::Failed))
             .exec(&self.database.connection);
         let written = within_deadline(update).await?;
         Ok(written.rows_affected > 0)
@@ -320,6 +378,8 @@ mod tests {
             errmsg: String::new(),
             wechat_msg_id: None,
             create_time: database::moment(clock),
+            schedule_time: None,
+            expire_time: None,
             sent_time: None,
             ambiguous_time: None,
             next_attempt_time: None,

@@ -10,5 +10,6 @@ mod delivery;
 mod form;
 mod lifecycle;
 mod recovery;
+mod schedule;
 mod stand_in;
 mod world;

@@ -371,8 +371,8 @@ fn request(app: &str, open_id: &str, content: Content) -> SendMessageRequest {
     SendMessageRequest {
         app_id: app.to_owned(),
         open_id: open_id.to_owned(),
-        request_id: String::new(),
         content: Some(content),
+        ..SendMessageRequest::default()
     }
 }
 
