@@ -143,8 +143,7 @@ impl Auth {
             );
             return Err(Error::field("session_token", problem));
         }
-        let open_id = &session.open_id;
-        self.user_data.decrypt(app, open_id, encrypted).await
+        self.user_data.decrypt(app, &session, encrypted).await
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! | signature of `raw_data` | decrypts | it is |
 //! |---|---|---|
-//! | fits, or is not sent | yes | right, once the watermark's app and age and the user are checked |
+//! | fits, or is not sent | yes | right, once the watermark's app and age, the user and `raw_data`'s fields are compared |
 //! | fits | no | invalid: only the right key can have made that signature |
 //! | does not fit | yes | invalid: only the right key decrypts |
 //! | does not fit, or is not sent | no | invalid when WeChat says that the key holds, else out of date |
@@ -19,7 +19,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use service_kit::{
     App, AppKind, Clock,
     clock::{millis, since_epoch},
@@ -29,11 +29,16 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span, debug};
 use wechat::{
-    ErrCode, OpenId, PhoneNumber, SessionKey,
+    ErrCode, OpenId, PhoneNumber, SessionKey, UnionId,
     crypto::{self, DataError},
 };
 
-use crate::{error::Error, memory::ExpiringMap, metrics, session::Sessions};
+use crate::{
+    error::Error,
+    memory::ExpiringMap,
+    metrics,
+    session::{Session, Sessions},
+};
 
 /// Data goes from WeChat to the mini program and on to here within seconds; what is older was kept to be shown again.
 /// It is twice as long as WeChat lets the code of the phone number button live, so that nobody is refused who is slow.
@@ -152,7 +157,8 @@ impl UserData {
         }
     }
 
-    /// Opens what WeChat encrypted for the mini program, and checks that it is of this app, of this user and fresh.
+    /// Opens what WeChat encrypted for the mini program of a session, and checks that it is of this app, of this user
+    /// and fresh. What else stands in it is vouched for by the signature of `raw_data` alone: CBC has no tag.
     ///
     /// # Errors
     /// [`Error::SessionKeyOutdated`] where the user has to log in again, [`Error::DataInvalid`] and
@@ -160,10 +166,10 @@ impl UserData {
     pub async fn decrypt(
         &self,
         app: &App,
-        open_id: &OpenId,
+        session: &Session,
         encrypted: &Encrypted<'_>,
     ) -> Result<Value, Error> {
-        let outcome = self.open(app, open_id, encrypted).await;
+        let outcome = self.open(app, session, encrypted).await;
         metrics::user_data(&app.name, &outcome);
         outcome
     }
@@ -171,9 +177,10 @@ impl UserData {
     async fn open(
         &self,
         app: &App,
-        open_id: &OpenId,
+        session: &Session,
         encrypted: &Encrypted<'_>,
     ) -> Result<Value, Error> {
+        let open_id = &session.open_id;
         let key = self.key(app, open_id).await?;
         let fits = encrypted.signed.as_ref().map(|signed| {
             crypto::verify_user_data_signature(signed.signature, signed.raw_data, &key)
@@ -200,12 +207,12 @@ impl UserData {
             }
             (Err(_), None | Some(false)) => return Err(Error::SessionKeyOutdated),
         };
-        // What the phone number comes in has no openId.
-        if let Some(of) = data.get("openId")
-            && of.as_str() != Some(open_id.as_str())
+        if let Some(Signed { raw_data, .. }) = encrypted.signed
+            && !agrees(&data, raw_data)
         {
-            return Err(Error::DataInvalid("it is of another user"));
+            return Err(Error::DataInvalid("it is not what raw_data says"));
         }
+        check_user(&data, open_id, session.union_id.as_ref())?;
         check_age(&data, self.clock.now())?;
         Ok(data)
     }
@@ -368,6 +375,30 @@ fn failed(app: &App, error: CallError) -> Error {
     }
 }
 
+/// Whether the data has all that the signed `raw_data` has, and the same. CBC itself does not notice a change that
+/// leaves the JSON whole, such as within a nickname.
+fn agrees(data: &Value, raw_data: &str) -> bool {
+    serde_json::from_str::<Map<String, Value>>(raw_data).is_ok_and(|raw| {
+        raw.iter()
+            .all(|(field, value)| data.get(field) == Some(value))
+    })
+}
+
+/// That ids in the data are the session's own. Data with a phone number has none.
+fn check_user(data: &Value, open_id: &OpenId, union_id: Option<&UnionId>) -> Result<(), Error> {
+    for (field, own) in [
+        ("openId", Some(open_id.as_str())),
+        ("unionId", union_id.map(UnionId::as_str)),
+    ] {
+        if let (Some(of), Some(own)) = (data.get(field), own)
+            && of.as_str() != Some(own)
+        {
+            return Err(Error::DataInvalid("it is of another user"));
+        }
+    }
+    Ok(())
+}
+
 fn check_age(data: &Value, now: SystemTime) -> Result<(), Error> {
     let made = data.pointer("/watermark/timestamp").and_then(Value::as_u64);
     let made = made.ok_or(Error::DataInvalid("its watermark has no timestamp"))?;
@@ -420,6 +451,33 @@ mod tests {
             check_age(&json!({}), UNIX_EPOCH),
             Err(Error::DataInvalid(_))
         ));
+    }
+
+    #[test]
+    fn ids_are_those_of_the_session() {
+        let open_id = "oA".parse().unwrap();
+        let union_id = "uA".parse().unwrap();
+        for (data, union_id, is_own) in [
+            (json!({}), Some(&union_id), true),
+            (json!({ "openId": "oA" }), None, true),
+            (
+                json!({ "openId": "oA", "unionId": "uA" }),
+                Some(&union_id),
+                true,
+            ),
+            // WeChat may come to know it after the login.
+            (json!({ "openId": "oA", "unionId": "uA" }), None, true),
+            (json!({ "openId": "oB" }), None, false),
+            (json!({ "openId": null }), None, false),
+            (
+                json!({ "openId": "oA", "unionId": "uB" }),
+                Some(&union_id),
+                false,
+            ),
+        ] {
+            let verdict = check_user(&data, &open_id, union_id);
+            assert_eq!(verdict.is_ok(), is_own, "{data}");
+        }
     }
 
     #[test]

@@ -17,13 +17,12 @@ pub(super) fn routes() -> Router<Auth> {
     Router::new().route("/user-data", post(user_data))
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
+#[derive(Deserialize)]
 struct UserData {
-    encrypted_data: String,
-    iv: String,
-    raw_data: String,
-    signature: String,
+    encrypted_data: Option<String>,
+    iv: Option<String>,
+    raw_data: Option<String>,
+    signature: Option<String>,
 }
 
 /// `POST /user-data`: the decrypted JSON.
@@ -35,10 +34,10 @@ async fn user_data(
     let data = async {
         let token = session_token(&headers)?;
         let encrypted = Encrypted::parse(
-            &request.encrypted_data,
-            &request.iv,
-            &request.raw_data,
-            &request.signature,
+            request.encrypted_data.as_deref().unwrap_or_default(),
+            request.iv.as_deref().unwrap_or_default(),
+            request.raw_data.as_deref().unwrap_or_default(),
+            request.signature.as_deref().unwrap_or_default(),
         )?;
         auth.open_user_data(&token, |_| true, &encrypted).await
     };

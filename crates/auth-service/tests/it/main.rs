@@ -26,4 +26,6 @@ mod outage;
 mod privacy;
 mod readiness;
 mod session;
+mod stand_in;
+mod user_data;
 mod world;

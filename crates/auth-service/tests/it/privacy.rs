@@ -1,10 +1,12 @@
-//! What must not leave: tokens, codes, session keys, openids.
+//! What must not leave: tokens, codes, session keys, openids, and what WeChat tells of a person.
 
 use std::{
     io::Write,
     sync::{Arc, Mutex},
 };
 
+use proto::auth::v1::GetPhoneNumberRequest;
+use sandbox::UserDataKind;
 use serde_json::Value;
 use tracing_subscriber::{
     Layer as _,
@@ -14,7 +16,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::world::{KEY, World};
+use crate::world::{KEY, SHOP, World};
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
@@ -68,10 +70,30 @@ async fn the_log_holds_no_secret_and_no_openid() {
     dev.verify(&format!("{token}x")).await.unwrap_err();
     assert_eq!(world.logout(&token).await.status(), 204);
 
+    let session = world.login(&world.js_code(Some(open_id))).await;
+    let data = UserDataKind::UserInfo;
+    let data = world.wechat.user_data(SHOP, Some(open_id), data).unwrap();
+    let raw_data: Value = serde_json::from_str(data.raw_data.as_ref().unwrap()).unwrap();
+    let avatar = raw_data["avatarUrl"].as_str().unwrap();
+    let data = serde_json::to_string(&data).unwrap();
+    for (session, status) in [(&token, 401), (&session, 200)] {
+        let answer = world.post_as(session, "/user-data", data.clone()).await;
+        assert_eq!(answer.status(), status);
+    }
+    let request = GetPhoneNumberRequest {
+        app_id: "shop".to_owned(),
+        code: world.wechat.phone_code(SHOP, Some(open_id)).unwrap().code,
+        open_id: open_id.to_owned(),
+    };
+    let number = dev.0.get_phone_number(request.clone()).await.unwrap();
+    let number = number.into_inner().phone_number;
+    dev.0.get_phone_number(request.clone()).await.unwrap_err();
+
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     for told in [
         "signed in",
         "login failed at WeChat",
+        "WeChat refused the code of a phone number",
         "service_kit::http",
         "service_kit::grpc",
     ] {
@@ -82,7 +104,16 @@ async fn the_log_holds_no_secret_and_no_openid() {
         .lines()
         .filter(|line| !line.contains("sandbox"))
         .collect();
-    for secret in [open_id, &code, &token, "dev-secret-shop", KEY] {
+    for secret in [
+        open_id,
+        &code,
+        &token,
+        "dev-secret-shop",
+        KEY,
+        avatar,
+        &number,
+        &request.code,
+    ] {
         let leak = ours.iter().find(|line| line.contains(secret));
         assert_eq!(leak, None, "{secret}");
     }

@@ -32,6 +32,8 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use crate::stand_in::Tokens;
+
 /// The mini program.
 pub(crate) const SHOP: &str = "wx0000000000000001";
 /// The official account.
@@ -90,6 +92,8 @@ pub(crate) struct Setup {
 pub(crate) struct World {
     /// What WeChat does and saw.
     pub(crate) wechat: sandbox::State,
+    /// What stands in for token-service.
+    pub(crate) tokens: Tokens,
     /// The Redis that sessions are in, if they are.
     pub(crate) redis: Option<Redis>,
     /// Where users are.
@@ -140,15 +144,18 @@ impl World {
         let path = folder.path().join("wxhub.toml");
         std::fs::write(&path, setup.catalog.as_deref().unwrap_or(CATALOG)).unwrap();
         let redis_url = setup.redis.as_ref().map(Redis::url);
+        let (tokens, tokens_at) = Tokens::serve(wechat_at, &mut tasks).await;
         let config = config(
             &path,
             redis_url,
             database.clone(),
             setup.wechat.unwrap_or(wechat_at),
+            tokens_at,
         );
         let addrs = serve(config, &mut tasks).await;
         Self {
             wechat: state,
+            tokens,
             redis: setup.redis,
             database,
             addrs,
@@ -213,6 +220,18 @@ impl World {
         self.http.get(url).headers(headers).send().await.unwrap()
     }
 
+    /// What a device posts with its session.
+    pub(crate) async fn post_as(
+        &self,
+        session: &str,
+        path: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> Response {
+        let url = format!("http://{}{path}", self.addrs.http);
+        let request = self.http.post(url).header(AUTHORIZATION, session);
+        request.body(body).send().await.unwrap()
+    }
+
     pub(crate) async fn me(&self, token: &str) -> Response {
         self.get("/me", Some(token)).await
     }
@@ -239,7 +258,7 @@ impl World {
 
 /// Shows a caller's key.
 #[derive(Clone)]
-struct Key(MetadataValue<Ascii>);
+pub(crate) struct Key(MetadataValue<Ascii>);
 
 impl Interceptor for Key {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -252,7 +271,7 @@ impl Interceptor for Key {
 
 /// auth-service's RPCs, as a team calls them.
 #[derive(Clone)]
-pub(crate) struct Grpc(AuthServiceClient<InterceptedService<Channel, Key>>);
+pub(crate) struct Grpc(pub(crate) AuthServiceClient<InterceptedService<Channel, Key>>);
 
 impl Grpc {
     pub(crate) async fn login(
@@ -296,6 +315,7 @@ pub(crate) fn config(
     redis_url: Option<String>,
     database_url: DatabaseUrl,
     wechat: SocketAddr,
+    tokens: SocketAddr,
 ) -> Config {
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
     let wechat: reqwest::Url = format!("http://{wechat}").parse().unwrap();
@@ -316,7 +336,7 @@ pub(crate) fn config(
         },
         public_url: None,
         token_service: Peer::new(
-            vec![Endpoint::from_static("http://127.0.0.1:9")],
+            vec![Endpoint::from_shared(format!("http://{tokens}")).unwrap()],
             SecretString::from("key"),
         ),
         tls: None,
