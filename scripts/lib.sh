@@ -45,8 +45,8 @@ apt_install() {
     return $status
 }
 
-# install_packages WHY PACKAGE...: with the system's package manager. redis, mariadb and python are called what they are
-# called there.
+# install_packages WHY PACKAGE...: with the system's package manager. redis, mariadb, python and chromium (with its driver)
+# are called what they are called there.
 install_packages() {
     local why=$1 manager package names=()
     shift
@@ -59,6 +59,9 @@ install_packages() {
             apt-get:mariadb | dnf:mariadb) names+=(mariadb-server) ;;
             apt-get:python) names+=(python3 python3-venv) ;;
             dnf:python | apk:python) names+=(python3) ;;
+            apt-get:chromium) names+=(chromium chromium-driver) ;;
+            dnf:chromium | brew:chromium) names+=(chromium chromedriver) ;;
+            apk:chromium) names+=(chromium chromium-chromedriver) ;;
             *) names+=("$package") ;;
         esac
     done

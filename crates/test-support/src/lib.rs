@@ -1,5 +1,5 @@
 //! What wxhub's tests stand on: real servers as child processes on free ports of 127.0.0.1, a proxy that breaks
-//! connections on purpose, an OTLP collector, and a way to wait for a condition instead of sleeping.
+//! connections on purpose, an OTLP collector, a browser, and a way to wait for a condition instead of sleeping.
 //!
 //! Nothing here skips: what cannot start panics with what is missing and its log. Every child process dies with the
 //! test process, even when that one is killed, and its temporary folder goes with it.
@@ -11,6 +11,7 @@
     reason = "this crate is called by tests only: a panic with a reason is how it reports"
 )]
 
+mod browser;
 mod child;
 mod collector;
 mod eventually;
@@ -21,6 +22,7 @@ mod proxy;
 mod redis_server;
 mod sandbox_server;
 
+pub use browser::{Browser, Screen};
 pub use collector::{Collector, Span};
 pub use eventually::{Condition, eventually};
 pub use maria_db::{Database, MariaDb};
