@@ -38,6 +38,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ".wxhub.auth.v1.SetAccountPasswordRequest",
             ".wxhub.auth.v1.BindLink",
         ])
+        // A message is far larger than an error: the enum of both is not to be as large.
+        .boxed(".wxhub.push.v1.BatchSendResult.result.message")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -254,7 +254,7 @@ mod tests {
         PushService,
         database::Database,
         form,
-        message::{Customer, Messages, NewMessage},
+        message::{Customer, Messages, NewMessage, Sender},
         migration::Migrator,
     };
 
@@ -309,12 +309,14 @@ mod tests {
         delivery.readiness.set_ready();
         let stop = CancellationToken::new();
         let running = TaskTracker::new().spawn(delivery.run(stop.clone()));
+        let sender = Sender {
+            app_id: AppId::try_from("wx0000000000000002").unwrap(),
+            caller: "dev".to_owned(),
+        };
         // The first may have met the poll at the start, the second can not.
         for _ in 0..2 {
             let new = NewMessage {
-                app_id: AppId::try_from("wx0000000000000002").unwrap(),
                 open_id: OpenId::try_from("oReader").unwrap(),
-                caller: "dev".to_owned(),
                 request_id: None,
                 content: Content::Customer(Customer {
                     kf_account: None,
@@ -325,7 +327,7 @@ mod tests {
                 schedule_time: None,
                 expire_time: None,
             };
-            let accepted = messages.accept(new).await.unwrap();
+            let accepted = messages.accept(sender.clone(), new).await.unwrap();
             eventually("it is taken up", Duration::from_secs(60), async || {
                 let found = store.find(&accepted.message_id).await.unwrap();
                 found.is_some_and(|message| !message.errmsg.is_empty())

@@ -3,7 +3,7 @@
 #[expect(unreachable_pub, reason = "sea-orm derives public items")]
 mod entity;
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use sea_orm::{
     ActiveValue::Set,
@@ -65,17 +65,19 @@ impl Store {
         within_deadline(query).await
     }
 
-    /// The user's form_id that expires soonest, still in the pool.
+    /// The user's form_id that expires soonest, still in the pool and none of `but`.
     pub(crate) async fn soonest(
         &self,
         app_id: &AppId,
         open_id: &OpenId,
+        but: &HashSet<String>,
     ) -> Result<Option<String>, DbErr> {
         Entity::find()
             .select_only()
             .column(Column::FormId)
             .filter(Column::AppId.eq(app_id.as_str()))
             .filter(Column::OpenId.eq(open_id.as_str()))
+            .filter(Column::FormId.is_not_in(but))
             .filter(Expr::col(Column::ExpireTime).gt(self.database.after(MARGIN)))
             .order_by_asc(Column::ExpireTime)
             .into_tuple()

@@ -12,6 +12,10 @@ pub(crate) const NAMES: &[&str] = &["wxhub.push.v1.PushService"];
 /// The scope of each RPC.
 pub(crate) const RULES: Rules = &[
     ("/wxhub.push.v1.PushService/SendMessage", Scope::PushSend),
+    (
+        "/wxhub.push.v1.PushService/BatchSendMessages",
+        Scope::PushSend,
+    ),
     ("/wxhub.push.v1.PushService/GetMessage", Scope::PushRead),
     ("/wxhub.push.v1.PushService/CancelMessage", Scope::PushSend),
     ("/wxhub.push.v1.PushService/RetryMessage", Scope::PushSend),

@@ -93,6 +93,17 @@ pub async fn within_deadline<T>(query: impl Future<Output = Result<T, DbErr>>) -
     }
 }
 
+/// Whether MySQL rolled the transaction back to let another one pass (1213): SQLSTATE 40001. The same again may work.
+pub fn is_deadlock(error: &DbErr) -> bool {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) =
+        error
+    else {
+        return false;
+    };
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.as_deref() == Some("40001")
+}
+
 /// Tells that a service is ready once no migration of `M` is pending, and returns then or when `stop` is cancelled. A
 /// service may start before `migrate` ran, and before the database did.
 pub async fn await_migrations<M: MigratorTrait>(

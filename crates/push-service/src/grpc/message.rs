@@ -8,12 +8,15 @@ use std::{
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use prost_types::Timestamp;
 use proto::push::v1::{
-    self as pb, CancelMessageRequest, CancelMessageResponse, GetMessageRequest, GetMessageResponse,
-    RetryMessageRequest, RetryMessageResponse, SendMessageRequest, SendMessageResponse,
-    push_service_server::PushService, send_message_request,
+    self as pb, BatchSendError, BatchSendMessagesRequest, BatchSendMessagesResponse,
+    BatchSendResult, CancelMessageRequest, CancelMessageResponse, FieldViolation,
+    GetMessageRequest, GetMessageResponse, RetryMessageRequest, RetryMessageResponse,
+    SendMessageRequest, SendMessageResponse, batch_send_result, push_service_server::PushService,
+    send_message_request,
 };
 use service_kit::{App, AppKind, Caller, CatalogHandle};
 use tonic::{Request, Response, Status};
+use tonic_types::StatusExt as _;
 use wechat::{
     CustomerContent, OpenId,
     customer::{Article, Media, Menu, MenuItem, MiniProgramPage, Music, Picture, Video},
@@ -23,13 +26,15 @@ use crate::{
     database::{is_key, moment},
     error::Error,
     message::{
-        Content, Customer, FormTemplate, Link, Message, Messages, NewMessage, State, Subscribe,
-        Template, Violation,
+        Content, Customer, FormTemplate, Link, Message, Messages, NewMessage, Sender, State,
+        Subscribe, Template, Violation,
     },
 };
 
 /// The longest request_id, in bytes.
 const MAX_REQUEST_ID: usize = 128;
+/// The most messages of a batch.
+const MAX_BATCH: usize = 1_000;
 /// Messages are planned no farther ahead.
 const FARTHEST: TimeDelta = TimeDelta::days(366);
 
@@ -48,12 +53,63 @@ impl PushService for PushRpc {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let app = caller.app(&self.catalog.current(), &request.app_id)?;
-        let now = moment(&self.messages.clock);
-        let new = new_message(&caller, &app, request, now)?;
-        let message = self.messages.accept(new).await?;
+        let new = new_message(&app, request, moment(&self.messages.clock))?;
+        let message = self.messages.accept(sender(&caller, &app), new).await?;
         Ok(Response::new(SendMessageResponse {
             message: Some(self.to_pb(message)),
         }))
+    }
+
+    async fn batch_send_messages(
+        &self,
+        request: Request<BatchSendMessagesRequest>,
+    ) -> Result<Response<BatchSendMessagesResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let catalog = self.catalog.current();
+        let app = caller.app(&catalog, &request.app_id)?;
+        if !(1..=MAX_BATCH).contains(&request.messages.len()) {
+            let problem = format!("must be 1 to {MAX_BATCH}");
+            return Err(Error::Invalid(vec![("messages".to_owned(), problem)]).into());
+        }
+        let now = moment(&self.messages.clock);
+        let mut refused = Vec::new();
+        let mut checked = Vec::new();
+        for (place, message) in request.messages.into_iter().enumerate() {
+            let same_app = message.app_id.is_empty()
+                || catalog
+                    .app(&message.app_id)
+                    .is_some_and(|named| named.app_id == app.app_id);
+            let new = if same_app {
+                new_message(&app, message, now)
+            } else {
+                let problem = "must be empty, or name the app of the batch";
+                Err(Error::Invalid(vec![(
+                    "app_id".to_owned(),
+                    problem.to_owned(),
+                )]))
+            };
+            match new {
+                Ok(new) => checked.push(new),
+                Err(error) => refused.push((place, error)),
+            }
+        }
+        let accepted = if checked.is_empty() {
+            Vec::new()
+        } else {
+            self.messages
+                .accept_all(sender(&caller, &app), checked)
+                .await?
+        };
+        let mut results: Vec<_> = accepted
+            .into_iter()
+            .map(|result| self.result(result))
+            .collect();
+        // Places count from the front: each goes back to where it was.
+        for (place, error) in refused {
+            results.insert(place, self.result(Err(error)));
+        }
+        Ok(Response::new(BatchSendMessagesResponse { results }))
     }
 
     async fn get_message(
@@ -99,10 +155,47 @@ impl PushRpc {
     fn to_pb(&self, message: Message) -> pb::Message {
         to_pb(message, moment(&self.messages.clock))
     }
+
+    fn result(&self, result: Result<Message, Error>) -> BatchSendResult {
+        let result = match result {
+            Ok(message) => batch_send_result::Result::Message(Box::new(self.to_pb(message))),
+            Err(error) => batch_send_result::Result::Error(batch_error(&Status::from(error))),
+        };
+        BatchSendResult {
+            result: Some(result),
+        }
+    }
+}
+
+fn sender(caller: &Caller, app: &App) -> Sender {
+    Sender {
+        app_id: app.app_id.clone(),
+        caller: caller.name.clone(),
+    }
+}
+
+/// What SendMessage would have answered, as data.
+fn batch_error(status: &Status) -> BatchSendError {
+    let details = status.get_error_details();
+    let violations = details.bad_request().map(|bad| bad.field_violations.iter());
+    BatchSendError {
+        reason: details
+            .error_info()
+            .map(|info| info.reason.clone())
+            .unwrap_or_default(),
+        message: status.message().to_owned(),
+        field_violations: violations
+            .into_iter()
+            .flatten()
+            .map(|violation| FieldViolation {
+                field: violation.field.clone(),
+                description: violation.description.clone(),
+            })
+            .collect(),
+    }
 }
 
 fn new_message(
-    caller: &Caller,
     app: &App,
     request: SendMessageRequest,
     now: DateTime<Utc>,
@@ -139,9 +232,7 @@ fn new_message(
     };
     match (open_id, content) {
         (Some(open_id), Some(content)) if violations.is_empty() => Ok(NewMessage {
-            app_id: app.app_id.clone(),
             open_id,
-            caller: caller.name.clone(),
             request_id: non_empty(request.request_id),
             content,
             schedule_time,

@@ -9,11 +9,13 @@ use sea_orm::{
     TransactionTrait as _,
     sea_query::{Expr, Query},
 };
-use service_kit::storage::within_deadline;
+use service_kit::storage::{self, within_deadline};
 use uuid::Uuid;
-use wechat::AppId;
 
-use super::entity::{Column, Entity, Model, State};
+use super::{
+    Sender,
+    entity::{Column, Entity, Model, State},
+};
 use crate::{database::Database, form};
 
 /// A claimed message is its worker's alone for this long.
@@ -32,11 +34,11 @@ pub(crate) struct Store {
 /// What became of an insert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Inserted {
-    /// It is committed.
+    /// All of it is committed.
     Stored,
-    /// Its request_id is taken: nothing was stored.
+    /// A request_id is taken, or is being taken: nothing was stored.
     RequestRepeated,
-    /// Its form_id was used by another message: nothing was stored.
+    /// A form_id was used by another message: nothing was stored.
     FormTaken,
 }
 
@@ -82,67 +84,74 @@ pub(crate) enum Next {
 const ERRMSG: usize = 512;
 
 impl Store {
-    /// Stores a message together with its request_id, and takes its form_id out of the pool: all or nothing.
-    pub(crate) async fn insert(&self, message: &Model) -> Result<Inserted, DbErr> {
+    /// Stores messages together with their request_ids, and takes their form_ids out of the pool: all or nothing.
+    pub(crate) async fn insert(&self, messages: &[Model]) -> Result<Inserted, DbErr> {
         let transaction = self.database.connection.begin().await?;
-        // Due by the database's clock, as everything that makes a message due.
         let mut insert = Query::insert();
-        insert
-            .into_table(Entity)
-            .columns([
-                Column::MessageId,
-                Column::AppId,
-                Column::OpenId,
-                Column::Caller,
-                Column::RequestId,
-                Column::Content,
-                Column::FormId,
-                Column::State,
-                Column::Attempts,
-                Column::PossibleDuplicate,
-                Column::Errcode,
-                Column::Errmsg,
-                Column::CreateTime,
-                Column::ScheduleTime,
-                Column::ExpireTime,
-                Column::NextAttemptTime,
-                Column::TraceParent,
-            ])
-            .values([
-                message.message_id.clone().into(),
-                message.app_id.clone().into(),
-                message.open_id.clone().into(),
-                message.caller.clone().into(),
-                message.request_id.clone().into(),
-                message.content.clone().into(),
-                message.form_id.clone().into(),
-                message.state.to_value().into(),
-                message.attempts.into(),
-                message.possible_duplicate.into(),
-                message.errcode.into(),
-                message.errmsg.clone().into(),
-                message.create_time.into(),
-                message.schedule_time.into(),
-                message.expire_time.into(),
-                message
-                    .schedule_time
-                    .map_or_else(|| self.database.now(), Expr::value),
-                message.trace_parent.clone().into(),
-            ])
-            .map_err(|error| DbErr::Custom(error.to_string()))?;
+        insert.into_table(Entity).columns([
+            Column::MessageId,
+            Column::AppId,
+            Column::OpenId,
+            Column::Caller,
+            Column::RequestId,
+            Column::Content,
+            Column::FormId,
+            Column::State,
+            Column::Attempts,
+            Column::PossibleDuplicate,
+            Column::Errcode,
+            Column::Errmsg,
+            Column::CreateTime,
+            Column::ScheduleTime,
+            Column::ExpireTime,
+            Column::NextAttemptTime,
+            Column::TraceParent,
+        ]);
+        for message in messages {
+            // Due by the database's clock, as everything that makes a message due.
+            let due = message
+                .schedule_time
+                .map_or_else(|| self.database.now(), Expr::value);
+            insert
+                .values([
+                    message.message_id.clone().into(),
+                    message.app_id.clone().into(),
+                    message.open_id.clone().into(),
+                    message.caller.clone().into(),
+                    message.request_id.clone().into(),
+                    message.content.clone().into(),
+                    message.form_id.clone().into(),
+                    message.state.to_value().into(),
+                    message.attempts.into(),
+                    message.possible_duplicate.into(),
+                    message.errcode.into(),
+                    message.errmsg.clone().into(),
+                    message.create_time.into(),
+                    message.schedule_time.into(),
+                    message.expire_time.into(),
+                    due,
+                    message.trace_parent.clone().into(),
+                ])
+                .map_err(|error| DbErr::Custom(error.to_string()))?;
+        }
         match transaction.execute(&insert).await {
             Ok(_) => {}
-            Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => {
+            Err(error)
+                if storage::is_deadlock(&error)
+                    || matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) =>
+            {
                 transaction.rollback().await?;
                 return Ok(Inserted::RequestRepeated);
             }
             Err(error) => return Err(error),
         }
-        if let Some(form_id) = &message.form_id
-            && !form::Store::take(&transaction, &message.app_id, form_id).await?
-        {
-            transaction.rollback().await?;
-            return Ok(Inserted::FormTaken);
+        for message in messages {
+            if let Some(form_id) = &message.form_id
+                && !form::Store::take(&transaction, &message.app_id, form_id).await?
+            {
+                transaction.rollback().await?;
+                return Ok(Inserted::FormTaken);
+            }
         }
         transaction.commit().await?;
         Ok(Inserted::Stored)
@@ -154,18 +163,20 @@ impl Store {
         within_deadline(query).await
     }
 
-    /// The message that this request_id stored.
-    pub(crate) async fn by_request(
+    /// The messages that these request_ids stored.
+    pub(crate) async fn by_requests(
         &self,
-        app_id: &AppId,
-        caller: &str,
-        request_id: &str,
-    ) -> Result<Option<Model>, DbErr> {
+        sender: &Sender,
+        request_ids: Vec<&str>,
+    ) -> Result<Vec<Model>, DbErr> {
+        if request_ids.is_empty() {
+            return Ok(Vec::new());
+        }
         Entity::find()
-            .filter(Column::AppId.eq(app_id.as_str()))
-            .filter(Column::Caller.eq(caller))
-            .filter(Column::RequestId.eq(request_id))
-            .one(&self.database.connection)
+            .filter(Column::AppId.eq(sender.app_id.as_str()))
+            .filter(Column::Caller.eq(sender.caller.as_str()))
+            .filter(Column::RequestId.is_in(request_ids))
+            .all(&self.database.connection)
             .await
     }
 
@@ -403,7 +414,7 @@ mod tests {
         };
         let early = at(start());
         let message = queued(&early.database.clock);
-        early.insert(&message).await.unwrap();
+        early.insert(std::slice::from_ref(&message)).await.unwrap();
         let claim = early.claim(1).await.unwrap();
 
         let marked_at = start() + LEASE;

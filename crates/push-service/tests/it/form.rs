@@ -11,7 +11,11 @@ use crate::{
     world::{Backend, NEWS, Running, SHOP, World, form_template, on_both},
 };
 
-async fn put(app: &Running, authorization: Option<&str>, body: &str) -> (StatusCode, Value) {
+pub(crate) async fn put(
+    app: &Running,
+    authorization: Option<&str>,
+    body: &str,
+) -> (StatusCode, Value) {
     let mut request = app.http.post(app.url("/form")).body(body.to_owned());
     if let Some(value) = authorization {
         request = request.header("authorization", value);

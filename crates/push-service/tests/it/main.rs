@@ -2,9 +2,15 @@
 //! as on MariaDB and Redis.
 // The futures of whole servers nest deep.
 #![recursion_limit = "256"]
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![expect(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 mod accept;
+mod batch;
 mod callback;
 mod delivery;
 mod form;

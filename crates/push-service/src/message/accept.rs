@@ -1,0 +1,202 @@
+//! Accepting: what is answered is committed, and what is committed will be sent.
+
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    time::Duration,
+};
+
+use http::HeaderMap;
+use service_kit::trace;
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use super::{Content, Message, Messages, NewMessage, Sender, State, TRACE_PARENT, store::Inserted};
+use crate::{database, error::Error, metrics};
+
+/// How often storing is tried again when somebody else took the form_id or the request_id at the same time.
+const TRIES: usize = 16;
+/// A store that takes longer to commit counts as away. The message may be stored all the same: that is what request_id
+/// is for.
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What becomes of each message of a batch: stored, found, or refused by itself.
+type Accepted = Vec<Result<Message, Error>>;
+
+impl Messages {
+    /// Stores a message, or finds the one that the same request_id stored before. Once begun it runs to its end, whether
+    /// or not the caller still waits.
+    pub(crate) async fn accept(&self, sender: Sender, new: NewMessage) -> Result<Message, Error> {
+        let mut accepted = self.accept_all(sender, vec![new]).await?;
+        accepted.pop().unwrap_or(Err(Error::Panicked))
+    }
+
+    /// The same for several messages of one sender, in one transaction. One that cannot be stored, for its request_id
+    /// belongs to another or its user has no form_id left, fails alone.
+    pub(crate) async fn accept_all(
+        &self,
+        sender: Sender,
+        new: Vec<NewMessage>,
+    ) -> Result<Accepted, Error> {
+        let this = self.clone();
+        let accepting = async move {
+            let stored = tokio::time::timeout(STORE_TIMEOUT, this.store_once(&sender, &new)).await;
+            let (accepted, fresh) = stored.map_err(|_| Error::DatabaseTimeout)??;
+            for kind in &fresh {
+                metrics::accepted(kind);
+            }
+            if !fresh.is_empty() {
+                this.tasks.spawn({
+                    let doorbell = this.doorbell.clone();
+                    async move { doorbell.ring().await }
+                });
+            }
+            Ok(accepted)
+        }
+        .in_current_span();
+        self.tasks
+            .spawn(accepting)
+            .await
+            .map_err(|_| Error::Panicked)?
+    }
+
+    /// What became of each, and the kinds of those that are new.
+    async fn store_once(
+        &self,
+        sender: &Sender,
+        new: &[NewMessage],
+    ) -> Result<(Accepted, Vec<&'static str>), Error> {
+        for _ in 0..TRIES {
+            let plan = self.plan(sender, new).await?;
+            let inserted = match plan.rows.as_slice() {
+                [] => Inserted::Stored,
+                rows => self.store.insert(rows).await?,
+            };
+            match inserted {
+                Inserted::Stored => return Ok((plan.accepted, plan.kinds)),
+                // Somebody was faster with a form_id, or with a request_id.
+                Inserted::FormTaken | Inserted::RequestRepeated => {}
+            }
+        }
+        Err(Error::Contended)
+    }
+
+    /// What is to be stored, as things stand.
+    async fn plan(&self, sender: &Sender, new: &[NewMessage]) -> Result<Plan, Error> {
+        let request_ids = new.iter().filter_map(|new| new.request_id.as_deref());
+        let mut known: HashMap<String, Message> = self
+            .store
+            .by_requests(sender, request_ids.collect())
+            .await?
+            .into_iter()
+            .filter_map(|message| Some((message.request_id.clone()?, message)))
+            .collect();
+        let mut plan = Plan::default();
+        let mut forms = HashSet::new();
+        let trace_parent = trace_parent();
+        for new in new {
+            let first = new.request_id.as_ref().and_then(|id| known.get(id));
+            if let Some(first) = first {
+                plan.accepted.push(if same(first, new) {
+                    Ok(first.clone())
+                } else {
+                    Err(Error::RequestIdReused)
+                });
+                continue;
+            }
+            let form = match self.form(sender, new, &forms).await {
+                Ok(form) => form,
+                Err(Error::NoForm) => {
+                    plan.accepted.push(Err(Error::NoForm));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            forms.extend(form.clone());
+            let message = self.row(sender, new, form, trace_parent.clone());
+            if let Some(request_id) = &new.request_id
+                && let Entry::Vacant(entry) = known.entry(request_id.clone())
+            {
+                entry.insert(message.clone());
+            }
+            plan.kinds.push(new.content.kind());
+            plan.rows.push(message.clone());
+            plan.accepted.push(Ok(message));
+        }
+        Ok(plan)
+    }
+
+    /// The form_id to take from the pool, for a message that needs one; not one that this batch takes already.
+    async fn form(
+        &self,
+        sender: &Sender,
+        new: &NewMessage,
+        taken: &HashSet<String>,
+    ) -> Result<Option<String>, Error> {
+        match &new.content {
+            Content::FormTemplate(content) if content.form_id.is_none() => {
+                let form = self
+                    .forms
+                    .soonest(&sender.app_id, &new.open_id, taken)
+                    .await?;
+                form.map(Some).ok_or(Error::NoForm)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn row(
+        &self,
+        sender: &Sender,
+        new: &NewMessage,
+        form_id: Option<String>,
+        trace_parent: Option<String>,
+    ) -> Message {
+        let now = database::moment(&self.clock);
+        Message {
+            message_id: Uuid::now_v7().to_string(),
+            app_id: sender.app_id.to_string(),
+            open_id: new.open_id.to_string(),
+            caller: sender.caller.clone(),
+            request_id: new.request_id.clone(),
+            content: new.content.to_json(),
+            form_id,
+            state: State::Queued,
+            attempts: 0,
+            possible_duplicate: false,
+            errcode: 0,
+            errmsg: String::new(),
+            wechat_msg_id: None,
+            create_time: now,
+            schedule_time: new.schedule_time,
+            expire_time: new.expire_time,
+            sent_time: None,
+            ambiguous_time: None,
+            next_attempt_time: Some(new.schedule_time.unwrap_or(now)),
+            claim_id: None,
+            trace_parent,
+        }
+    }
+}
+
+/// What is to be stored, and what each message of the batch is answered then.
+#[derive(Default)]
+struct Plan {
+    rows: Vec<Message>,
+    kinds: Vec<&'static str>,
+    accepted: Accepted,
+}
+
+/// Whether the message that a request_id stored says the same.
+fn same(first: &Message, new: &NewMessage) -> bool {
+    first.open_id == new.open_id.as_str()
+        && (first.schedule_time, first.expire_time) == (new.schedule_time, new.expire_time)
+        && Content::from_json(&first.content).is_ok_and(|content| content == new.content)
+}
+
+/// The trace of the caller, as a `traceparent`: what sends the message later goes on in it.
+fn trace_parent() -> Option<String> {
+    let mut headers = HeaderMap::new();
+    trace::inject(&mut headers);
+    let value = headers.get(TRACE_PARENT)?.to_str().ok()?;
+    Some(value.to_owned())
+}
