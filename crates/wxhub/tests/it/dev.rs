@@ -73,7 +73,7 @@ async fn a_change_to_its_file_takes_effect_and_the_folder_is_kept() {
     let caller = format!(
         "\n[[callers]]\nname = \"new\"\nkey_sha256 = \"{hash}\"\napps = [\"news\"]\nscopes = [\"token.read\"]\n"
     );
-    fs::write(&catalog, text + &caller).unwrap();
+    fs::write(&catalog, format!("{text}{caller}")).unwrap();
 
     let mut tokens = TokenServiceClient::new(dev.channel("token-service"));
     eventually("the new caller is known", SOON, async || {
