@@ -1,6 +1,7 @@
 //! The routes for devices and browsers: translate, nothing else.
 
 mod data;
+mod jssdk;
 mod session;
 
 use axum::{
@@ -21,6 +22,7 @@ pub(crate) fn router(auth: Auth) -> Router {
     Router::new()
         .merge(session::routes())
         .merge(data::routes())
+        .merge(jssdk::routes())
         .route("/page.css", get(page::style))
         .route("/{file}", get(verify_file))
         .with_state(auth)

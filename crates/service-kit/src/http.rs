@@ -172,6 +172,26 @@ impl Error {
         self.status
     }
 
+    /// The machine-readable word.
+    pub fn code(&self) -> &str {
+        &self.code
+    }
+
+    /// What people are told.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The seconds of `Retry-After`, where waiting helps: whatever is away now may be back in a moment.
+    pub fn retry_seconds(&self) -> Option<u64> {
+        let away = self.status == StatusCode::SERVICE_UNAVAILABLE;
+        let delay = self
+            .retry_after
+            .or_else(|| away.then_some(Duration::from_secs(1)))?;
+        let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+        Some(seconds.max(1))
+    }
+
     fn render(&self, request_id: Uuid) -> Response {
         #[derive(Serialize)]
         struct Body<'a> {
@@ -188,16 +208,10 @@ impl Error {
             errcode: self.errcode,
         });
         let mut response = (self.status, body).into_response();
-        // Whatever is away now may be back in a moment.
-        let away = self.status == StatusCode::SERVICE_UNAVAILABLE;
-        let retry_after = self
-            .retry_after
-            .or_else(|| away.then_some(Duration::from_secs(1)));
-        if let Some(delay) = retry_after {
-            let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+        if let Some(seconds) = self.retry_seconds() {
             response
                 .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -21,6 +21,7 @@ macro_rules! with_either_store {
 }
 
 mod bad_input;
+mod jssdk;
 mod login;
 mod outage;
 mod privacy;
