@@ -314,6 +314,7 @@ impl<'a> Story<'a> {
             open_id: open_id.to_owned(),
             request_id: format!("demo-{}-{kind}", self.order),
             content: Some(content),
+            ..SendMessageRequest::default()
         };
         let mut client = self.wire.push.clone();
         let answered = answer(client.send_message(request)).await?;
