@@ -2,6 +2,7 @@
 
 mod account;
 mod data;
+mod paging;
 mod session;
 mod user;
 

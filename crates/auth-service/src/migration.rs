@@ -2,6 +2,7 @@
 
 mod m20261121_000001_create_user;
 mod m20261121_000002_create_account;
+mod m20261121_000003_index_user;
 
 use sea_orm_migration::prelude::*;
 use service_kit::{settings::DatabaseUrl, storage};
@@ -16,6 +17,7 @@ impl MigratorTrait for Migrator {
         vec![
             Box::new(m20261121_000001_create_user::Migration),
             Box::new(m20261121_000002_create_account::Migration),
+            Box::new(m20261121_000003_index_user::Migration),
         ]
     }
 

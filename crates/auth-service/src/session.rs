@@ -352,16 +352,6 @@ impl Sessions {
         self.epochs.revoke(Subject::App(app_id.clone())).await
     }
 
-    /// Forgets a user who is deleted: every session and the `session_key`.
-    ///
-    /// # Errors
-    /// When the store does not answer.
-    pub async fn forget(&self, user: &User) -> Result<(), Error> {
-        let (key, _) = session_key_of(&user.app_id, &user.open_id);
-        self.revoke_user(user.user_id).await?;
-        self.store.remove_session_key(&key).await
-    }
-
     /// The user's sessions that live, the latest first: those after a cursor, `size` at most. Answers the next page's
     /// cursor, if there may be one.
     ///
@@ -469,6 +459,15 @@ impl Sessions {
                 return Ok(());
             }
         }
+    }
+
+    /// Forgets the user's `session_key`.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn forget_session_key(&self, app_id: &AppId, open_id: &OpenId) -> Result<(), Error> {
+        let (user, _) = session_key_of(app_id, open_id);
+        self.store.remove_session_key(&user).await
     }
 
     /// The latest `session_key` of the user, if there is one that can be read. It never leaves the service.

@@ -6,8 +6,8 @@ use std::{fmt, str::FromStr, time::SystemTime};
 
 use chrono::{DateTime, SubsecRound as _, Utc};
 use sea_orm::{
-    ColumnTrait as _, DatabaseConnection, DbErr, EntityTrait as _, QueryFilter as _, RuntimeErr,
-    Set, sea_query::OnConflict,
+    ColumnTrait as _, DatabaseConnection, DbErr, EntityTrait as _, QueryFilter as _,
+    QueryOrder as _, QuerySelect as _, RuntimeErr, Select, Set, sea_query::OnConflict,
 };
 use serde::{Deserialize, Serialize};
 use service_kit::storage::within_deadline;
@@ -211,6 +211,80 @@ impl Users {
             .one(&self.database);
         within_deadline(row).await?.map(User::try_from).transpose()
     }
+
+    /// The users with these ids, in no order; unknown ones are left out.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn batch(&self, user_ids: &[UserId]) -> Result<Vec<User>, Error> {
+        let ids = user_ids.iter().map(UserId::to_string);
+        let rows = entity::Entity::find().filter(entity::Column::Id.is_in(ids));
+        users(rows.all(&self.database)).await
+    }
+
+    /// An app's users in order of first login: those after a user, `size` at most.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn of_app(
+        &self,
+        app_id: &AppId,
+        after: Option<UserId>,
+        size: usize,
+    ) -> Result<Vec<User>, Error> {
+        let rows = entity::Entity::find().filter(entity::Column::AppId.eq(app_id.as_str()));
+        self.page(rows, after, size).await
+    }
+
+    /// One person's users in these apps, in order of first login: those after a user, `size` at most.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn of_person(
+        &self,
+        union_id: &UnionId,
+        app_ids: &[AppId],
+        after: Option<UserId>,
+        size: usize,
+    ) -> Result<Vec<User>, Error> {
+        let app_ids = app_ids.iter().map(AppId::as_str);
+        let rows = entity::Entity::find()
+            .filter(entity::Column::UnionId.eq(union_id.as_str()))
+            .filter(entity::Column::AppId.is_in(app_ids));
+        self.page(rows, after, size).await
+    }
+
+    async fn page(
+        &self,
+        rows: Select<entity::Entity>,
+        after: Option<UserId>,
+        size: usize,
+    ) -> Result<Vec<User>, Error> {
+        let rows = match after {
+            Some(after) => rows.filter(entity::Column::Id.gt(after.to_string())),
+            None => rows,
+        };
+        let size = u64::try_from(size).unwrap_or(u64::MAX);
+        let rows = rows.order_by_asc(entity::Column::Id).limit(size);
+        users(rows.all(&self.database)).await
+    }
+
+    /// Removes a user; one that is gone is no error.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn delete(&self, user_id: UserId) -> Result<(), Error> {
+        let row = entity::Entity::delete_by_id(user_id.to_string()).exec(&self.database);
+        within_deadline(row).await?;
+        Ok(())
+    }
+}
+
+async fn users(
+    rows: impl Future<Output = Result<Vec<entity::Model>, DbErr>>,
+) -> Result<Vec<User>, Error> {
+    let rows = within_deadline(rows).await?;
+    rows.into_iter().map(User::try_from).collect()
 }
 
 /// Whether MySQL rolled the statement back to let another one pass (1213): SQLSTATE 40001.

@@ -1,6 +1,9 @@
 //! Sessions, and the logins that open them.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use prost_types::Timestamp;
 use proto::auth::v1::{
@@ -13,11 +16,11 @@ use proto::auth::v1::{
 use service_kit::{App, AppKind, Caller};
 use wechat::AppId;
 
-use super::{Service, user};
+use super::{Service, paging, user};
 use crate::{
     error::Error,
     login::{Attempt, JsCode, SignedIn},
-    session::Token,
+    session::{Cursor, Listed, SessionId, Token},
     user::Nickname,
 };
 
@@ -86,37 +89,56 @@ impl Service {
         caller: &Caller,
         request: RevokeSessionRequest,
     ) -> Result<RevokeSessionResponse, Error> {
-        let token = Token::parse(&request.session_token)?;
+        let sessions = &self.auth.sessions;
         let open_to = |app_id: &AppId| caller.apps.contains(app_id);
-        self.auth.sessions.revoke(&token, open_to).await?;
+        if request.session_id.is_empty() {
+            let token = Token::parse(&request.session_token)?;
+            sessions.revoke(&token, open_to).await?;
+        } else {
+            if !request.session_token.is_empty() {
+                return Err(Error::field("session_id", "excludes session_token"));
+            }
+            let id = request.session_id.parse::<SessionId>();
+            let id = id.map_err(|error| Error::field("session_id", error.to_string()))?;
+            sessions.revoke_by_id(id, open_to).await?;
+        }
         Ok(RevokeSessionResponse {})
     }
 
-    #[expect(clippy::unused_async, reason = "unfinished")]
     pub(super) async fn revoke_user_sessions(
         &self,
-        _caller: &Caller,
-        _request: RevokeUserSessionsRequest,
+        caller: &Caller,
+        request: RevokeUserSessionsRequest,
     ) -> Result<RevokeUserSessionsResponse, Error> {
-        Err(Error::Unfinished)
+        let user = self.user(caller, &request.user_id).await?;
+        self.auth.sessions.revoke_user(user.user_id).await?;
+        Ok(RevokeUserSessionsResponse {})
     }
 
-    #[expect(clippy::unused_async, reason = "unfinished")]
     pub(super) async fn revoke_app_sessions(
         &self,
-        _caller: &Caller,
-        _request: RevokeAppSessionsRequest,
+        caller: &Caller,
+        request: RevokeAppSessionsRequest,
     ) -> Result<RevokeAppSessionsResponse, Error> {
-        Err(Error::Unfinished)
+        let app = self.app(caller, &request.app_id)?;
+        self.auth.sessions.revoke_app(&app.app_id).await?;
+        Ok(RevokeAppSessionsResponse {})
     }
 
-    #[expect(clippy::unused_async, reason = "unfinished")]
     pub(super) async fn list_user_sessions(
         &self,
-        _caller: &Caller,
-        _request: ListUserSessionsRequest,
+        caller: &Caller,
+        request: ListUserSessionsRequest,
     ) -> Result<ListUserSessionsResponse, Error> {
-        Err(Error::Unfinished)
+        let size = paging::size(request.page_size)?;
+        let after = paging::after::<Cursor>(&request.page_token)?;
+        let user = self.user(caller, &request.user_id).await?;
+        let sessions = &self.auth.sessions;
+        let (page, next) = sessions.list(user.user_id, after.as_ref(), size).await?;
+        Ok(ListUserSessionsResponse {
+            sessions: page.into_iter().map(listed).collect(),
+            next_page_token: paging::token(next),
+        })
     }
 
     #[expect(clippy::unused_async, reason = "unfinished")]
@@ -126,6 +148,18 @@ impl Service {
         _request: ExchangeTicketRequest,
     ) -> Result<ExchangeTicketResponse, Error> {
         Err(Error::Unfinished)
+    }
+}
+
+fn listed(listed: Listed) -> wire::SessionInfo {
+    let began = UNIX_EPOCH + Duration::from_millis(listed.session.created);
+    wire::SessionInfo {
+        session_id: listed.id.to_string(),
+        app_id: listed.session.app_id.into(),
+        create_time: Some(Timestamp::from(began)),
+        last_seen_time: Some(Timestamp::from(listed.last_seen)),
+        expire_time: Some(Timestamp::from(listed.expire_time)),
+        client: listed.session.client,
     }
 }
 

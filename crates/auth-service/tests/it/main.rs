@@ -29,4 +29,5 @@ mod readiness;
 mod session;
 mod stand_in;
 mod user_data;
+mod users;
 mod world;

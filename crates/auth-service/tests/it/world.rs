@@ -66,13 +66,13 @@ secret = "dev-secret-news"
 name = "dev"
 key_sha256 = "7e9f8fd111802be56c379d597842e29b2cebd35ff2133d431a49fa556a18704e"
 apps = ["*"]
-scopes = ["auth.verify", "auth.read"]
+scopes = ["auth.verify", "auth.read", "auth.write"]
 
 [[callers]]
 name = "news-team"
 key_sha256 = "657f3269b4efb646e054a74f0ec910afc8aac8fc517d39d9e5f0aa56f2bf920e"
 apps = ["news"]
-scopes = ["auth.verify", "auth.read"]
+scopes = ["auth.verify", "auth.read", "auth.write"]
 "#;
 
 /// What a world is made of where it is not embedded, with the usual apps and the sandbox for WeChat.
@@ -98,6 +98,8 @@ pub(crate) struct World {
     pub(crate) redis: Option<Redis>,
     /// Where users are.
     pub(crate) database: DatabaseUrl,
+    /// What another replica is started with.
+    pub(crate) config: Config,
     addrs: Listen,
     http: reqwest::Client,
     // Aborted when the world goes, before the folder does.
@@ -152,12 +154,13 @@ impl World {
             setup.wechat.unwrap_or(wechat_at),
             tokens_at,
         );
-        let addrs = serve(config, &mut tasks).await;
+        let addrs = serve(config.clone(), &mut tasks).await;
         Self {
             wechat: state,
             tokens,
             redis: setup.redis,
             database,
+            config,
             addrs,
             http: http_client(),
             _tasks: tasks,
@@ -244,16 +247,18 @@ impl World {
 
     /// The service as the caller with this key sees it.
     pub(crate) fn caller(&self, key: &str) -> Grpc {
-        let authorization = format!("Bearer {key}").parse().unwrap();
-        let client = AuthServiceClient::with_interceptor(self.channel(), Key(authorization));
-        Grpc(client)
+        Grpc::connect(self.addrs.grpc, key)
     }
 
     /// A connection to the gRPC port, without a key.
     pub(crate) fn channel(&self) -> Channel {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.addrs.grpc));
-        endpoint.unwrap().connect_lazy()
+        channel(self.addrs.grpc)
     }
+}
+
+fn channel(addr: SocketAddr) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{addr}"));
+    endpoint.unwrap().connect_lazy()
 }
 
 /// Shows a caller's key.
@@ -274,6 +279,12 @@ impl Interceptor for Key {
 pub(crate) struct Grpc(pub(crate) AuthServiceClient<InterceptedService<Channel, Key>>);
 
 impl Grpc {
+    pub(crate) fn connect(addr: SocketAddr, key: &str) -> Self {
+        let authorization = format!("Bearer {key}").parse().unwrap();
+        let client = AuthServiceClient::with_interceptor(channel(addr), Key(authorization));
+        Self(client)
+    }
+
     pub(crate) async fn login(
         &mut self,
         app_id: &str,
