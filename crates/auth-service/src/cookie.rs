@@ -86,6 +86,8 @@ fn pairs(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn cookies(url: &str) -> Cookies {
@@ -135,5 +137,29 @@ mod tests {
         let headers = sent(&["a=1; __Host-a=2"]);
         assert_eq!(secure.get(&headers, "a"), Some("2"));
         assert_eq!(secure.get(&sent(&["a=1"]), "a"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_set_is_read_among_whatever_else_a_browser_sends(
+            value in "[A-Za-z0-9_-]{1,64}",
+            before in "[ -~]{0,40}",
+            after in any::<Vec<u8>>(),
+            https: bool,
+        ) {
+            let cookies = cookies(if https { "https://a.example" } else { "http://a.example" });
+            let set = cookies.set("wxhub_p", &value, None);
+            let pair = set.to_str().unwrap().split("; ").next().unwrap();
+            let mut headers = HeaderMap::new();
+            headers.append(header::COOKIE, format!("{before}; {pair}").parse().unwrap());
+            // Anything that the HTTP parser lets pass.
+            if let Ok(after) = HeaderValue::from_bytes(&after) {
+                headers.append(header::COOKIE, after);
+            }
+            let found = cookies.get(&headers, "wxhub_p");
+            let named = cookies.starting(&headers, "wxhub_p");
+            let exact = named.iter().filter(|(rest, _)| rest.is_empty()).count();
+            prop_assert_eq!(found, (exact == 1).then_some(value.as_str()));
+        }
     }
 }

@@ -6,7 +6,7 @@ use sea_orm::DbErr;
 use service_kit::status::{self, reason};
 use tonic::{Code, Status};
 use tracing::{debug, error, warn};
-use wechat::ErrCode;
+use wechat::{Class, ErrCode};
 
 use crate::{account, binding};
 
@@ -20,6 +20,14 @@ pub mod reasons {
     pub const LOGIN_IN_PROGRESS: &str = "LOGIN_IN_PROGRESS";
     /// The session is unknown, over, or of an app that is not open to the caller.
     pub const SESSION_INVALID: &str = "SESSION_INVALID";
+    /// The ticket of web OAuth is unknown, over, used, or of another host or app.
+    pub const TICKET_INVALID: &str = "TICKET_INVALID";
+    /// Nothing is under way by this `state` in this browser.
+    pub const OAUTH_STATE_INVALID: &str = "OAUTH_STATE_INVALID";
+    /// A page of another site made the browser ask.
+    pub const ORIGIN_FORBIDDEN: &str = "ORIGIN_FORBIDDEN";
+    /// WeChat's limit of calls by minute is reached.
+    pub const WECHAT_RATE_LIMITED: &str = "WECHAT_RATE_LIMITED";
     /// There is no such user, or it is of an app that is not open to the caller.
     pub const USER_NOT_FOUND: &str = "USER_NOT_FOUND";
     /// The user's session_key is gone or replaced: the user logs in again, then the data is fetched again.
@@ -69,6 +77,18 @@ pub enum Error {
     /// The session is unknown, over, or not for this caller.
     #[error("the session is not valid: log in")]
     SessionInvalid,
+    /// The request shows no session.
+    #[error("no session was sent, neither in Authorization nor in a cookie: log in")]
+    SessionMissing,
+    /// The ticket of web OAuth is unknown, over, used, or of another host or app.
+    #[error("the ticket is not valid: it works once, within 60 seconds, for the page's own host")]
+    TicketInvalid,
+    /// Nothing is under way by this `state` in this browser.
+    #[error("no sign-in is under way by this state in this browser")]
+    OAuthStateInvalid,
+    /// A page of another site made the browser ask.
+    #[error("pages of this origin may not ask this with a browser's cookies")]
+    OriginForbidden,
     /// There is no such user, or not for this caller.
     #[error("no such user")]
     UserUnknown,
@@ -166,7 +186,14 @@ pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
     match error {
         Error::InvalidField { field, problem } => status::invalid_field(field, problem),
         Error::AppUnknown => tell(Code::NotFound, reason::APP_NOT_FOUND).build(),
-        Error::SessionInvalid => tell(Code::Unauthenticated, reasons::SESSION_INVALID).build(),
+        Error::SessionInvalid | Error::SessionMissing => {
+            tell(Code::Unauthenticated, reasons::SESSION_INVALID).build()
+        }
+        Error::TicketInvalid => tell(Code::Unauthenticated, reasons::TICKET_INVALID).build(),
+        Error::OAuthStateInvalid => {
+            tell(Code::InvalidArgument, reasons::OAUTH_STATE_INVALID).build()
+        }
+        Error::OriginForbidden => tell(Code::PermissionDenied, reasons::ORIGIN_FORBIDDEN).build(),
         Error::UserUnknown => tell(Code::NotFound, reasons::USER_NOT_FOUND).build(),
         Error::LoginInProgress => tell(Code::Aborted, reasons::LOGIN_IN_PROGRESS)
             .retry_after(Duration::from_secs(1))
@@ -181,6 +208,10 @@ pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
                 Some(ErrCode::CODE_BLOCKED) => {
                     debug!(app, error = cause, "WeChat refused a user");
                     status.with_code(Code::PermissionDenied, reasons::USER_BLOCKED)
+                }
+                Some(_) if source.class() == Class::Minute => {
+                    warn!(app, error = cause, "WeChat limits logins");
+                    status.with_code(Code::ResourceExhausted, reasons::WECHAT_RATE_LIMITED)
                 }
                 Some(_) | None => {
                     warn!(app, error = cause, "login failed at WeChat");

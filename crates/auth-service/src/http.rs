@@ -1,13 +1,15 @@
 //! The routes for devices and browsers: translate, nothing else.
 
+mod browser;
 mod data;
 mod jssdk;
+mod oauth;
 mod session;
 
 use axum::{
     Router,
     extract::{Path, State},
-    http::HeaderValue,
+    http::{HeaderMap, HeaderName, HeaderValue},
     routing::get,
 };
 use service_kit::http;
@@ -19,9 +21,13 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// auth-service's routes.
 pub(crate) fn router(auth: Auth) -> Router {
+    let shared = Router::new()
+        .merge(session::shared_routes())
+        .merge(data::routes());
     Router::new()
+        .merge(shared.route_layer(browser::cors(&auth)))
         .merge(session::routes())
-        .merge(data::routes())
+        .merge(oauth::routes())
         .merge(jssdk::routes())
         .route("/page.css", get(page::style))
         .route("/{file}", get(verify_file))
@@ -34,4 +40,10 @@ async fn verify_file(
     Path(file): Path<String>,
 ) -> Result<String, http::Error> {
     http::verify_file(&auth.catalog.current(), &file)
+}
+
+/// A header's text; empty where there is none.
+fn text(headers: &HeaderMap, name: HeaderName) -> &str {
+    let value = headers.get(name).map(HeaderValue::to_str);
+    value.and_then(Result::ok).unwrap_or_default()
 }

@@ -16,13 +16,17 @@ pub mod login;
 mod memory;
 mod metrics;
 pub mod migration;
+mod oauth;
 mod page;
 pub mod session;
 mod ticket;
 pub mod user;
 pub mod user_data;
 
-use std::io;
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 use proto::auth::v1::auth_service_server::{AuthServiceServer, SERVICE_NAME};
 use sea_orm::DbErr;
@@ -47,9 +51,11 @@ pub use self::{config::Config, error::Error, migration::migrate};
 use self::{
     account::Accounts,
     binding::{BindFlow, Bindings},
+    claim::Claims,
     cookie::Cookies,
     login::Logins,
     migration::Migrator,
+    oauth::OAuth,
     session::{Sessions, Token},
     ticket::Tickets,
     user::Users,
@@ -83,6 +89,14 @@ pub enum BuildError {
     /// The database's URL is malformed, or the SQLite file cannot be opened or migrated.
     #[error("the database cannot be used")]
     Database(#[from] DbErr),
+    /// An app has `oauth`, and the service does not know its own URL.
+    #[error(
+        "WXHUB_PUBLIC_URL is not set: app {app} has oauth, which needs this service's URL as a browser sees it\n    for example: WXHUB_PUBLIC_URL=https://auth.example.com"
+    )]
+    PublicUrl {
+        /// The app's name.
+        app: String,
+    },
     /// No client of WeChat can be made.
     #[error("no client of WeChat can be made")]
     WeChat(#[from] wechat::BuildError),
@@ -96,6 +110,7 @@ pub enum BuildError {
 struct Auth {
     catalog: CatalogHandle,
     logins: Logins,
+    oauth: OAuth,
     sessions: Sessions,
     users: Users,
     user_data: UserData,
@@ -114,6 +129,12 @@ struct Auth {
 }
 
 impl Auth {
+    /// Whether browsers see it without HTTPS: it runs on a machine that develops.
+    fn is_plain_http(&self) -> bool {
+        let url = self.public_url.as_ref();
+        url.is_some_and(|url| url.scheme() == "http")
+    }
+
     /// Tells a failure to whoever asked.
     fn status(&self, error: &Error) -> Status {
         error::to_status(error, self.clock.now())
@@ -147,6 +168,16 @@ impl Auth {
     }
 }
 
+/// Where a browser on this machine finds the service.
+fn local_url(http: SocketAddr) -> Option<Url> {
+    let host = if http.ip().is_unspecified() {
+        Ipv4Addr::LOCALHOST.into()
+    } else {
+        http.ip()
+    };
+    Url::parse(&format!("http://{}", SocketAddr::new(host, http.port()))).ok()
+}
+
 impl App {
     /// Assembles the service. With SQLite it brings the tables up to date; Redis and MySQL may be away.
     ///
@@ -155,6 +186,17 @@ impl App {
     pub async fn build(config: Config, listeners: Listeners) -> Result<Self, BuildError> {
         let addrs = listeners.addrs().map_err(BuildError::Listeners)?;
         let (catalog, reloader) = CatalogHandle::load(config.catalog, NEEDS)?;
+        let public_url = match config.public_url {
+            None if config.database_url.is_sqlite() => local_url(addrs.http),
+            url => url,
+        };
+        let catalog_now = catalog.current();
+        let mut with_oauth = catalog_now.apps().iter();
+        let with_oauth = with_oauth.find(|app| !app.oauth_return_hosts.is_empty());
+        if let (None, Some(app)) = (&public_url, with_oauth) {
+            let app = app.name.clone();
+            return Err(BuildError::PublicUrl { app });
+        }
         let redis = config.redis_url.as_ref().map(storage::redis).transpose()?;
         let database = storage::database(&config.database_url).await?;
         if config.database_url.is_sqlite() {
@@ -198,6 +240,18 @@ impl App {
             under_way.clone(),
         );
         let bindings = Bindings::new(database.clone(), clock.clone());
+        let oauth = OAuth {
+            wechat: wechat.clone(),
+            open_url: config.upstream.open.clone(),
+            public_url: public_url.clone(),
+            catalog: catalog.clone(),
+            users: users.clone(),
+            sessions: sessions.clone(),
+            tickets: tickets.clone(),
+            claims: Claims::new(redis.clone(), sealer.clone(), clock.clone()),
+            clock: clock.clone(),
+            tasks: under_way.clone(),
+        };
         let binds = BindFlow {
             catalog: catalog.clone(),
             accounts: accounts.clone(),
@@ -220,6 +274,7 @@ impl App {
         let auth = Auth {
             catalog: catalog.clone(),
             logins,
+            oauth,
             sessions,
             users,
             user_data,
@@ -227,11 +282,11 @@ impl App {
             bindings,
             binds,
             tickets,
-            cookies: Cookies::at(config.public_url.as_ref()),
+            cookies: Cookies::at(public_url.as_ref()),
             tokens: tokens.clone(),
             wechat,
             open_url: config.upstream.open,
-            public_url: config.public_url,
+            public_url,
             clock,
         };
         metrics::describe();

@@ -44,17 +44,17 @@ impl JsCode {
     /// Bytes of the longest one.
     pub const MAX: usize = 512;
 
-    /// Takes a code as a client sends it.
+    /// Takes a code as a client sends it in the field of this name.
     ///
     /// # Errors
     /// When it is empty or too long to be one.
-    pub fn parse(text: &str) -> Result<Self, Error> {
+    pub fn parse(field: &'static str, text: &str) -> Result<Self, Error> {
         match text.len() {
-            0 => Err(Error::field("js_code", "is missing")),
+            0 => Err(Error::field(field, "is missing")),
             1..=Self::MAX => Ok(Self(SecretString::from(text))),
             _ => {
                 let problem = format!("must be at most {} bytes", Self::MAX);
-                Err(Error::field("js_code", problem))
+                Err(Error::field(field, problem))
             }
         }
     }
@@ -81,6 +81,8 @@ pub struct Attempt {
     pub nickname: Option<Nickname>,
     /// Who asks: a caller's name, or the client's own description.
     pub client: String,
+    /// The session that the client had with the app: the new one takes its place.
+    pub replaced: Option<Token>,
 }
 
 /// What a client gets.
@@ -323,6 +325,9 @@ impl Logins {
             self.sessions
                 .keep_session_key(app_id, &exchanged.open_id, &session_key),
         )?;
+        if let Some(replaced) = &attempt.replaced {
+            self.sessions.revoke(replaced, |app| app == app_id).await?;
+        }
         debug!(app = attempt.app.name, user_id = %user.user_id, "signed in");
         Ok(SignedIn {
             token,

@@ -16,6 +16,9 @@ const SIGN_INS: &str = "wxhub_auth_account_sign_ins_total";
 /// Phones that came back to be bound, by app and outcome.
 const BINDINGS: &str = "wxhub_auth_bindings_total";
 
+/// Web OAuth, by app and outcome.
+const OAUTH: &str = "wxhub_auth_oauth_total";
+
 /// Describes every metric; once, at start.
 pub(crate) fn describe() {
     describe_counter!(
@@ -25,6 +28,12 @@ pub(crate) fn describe() {
     describe_counter!(
         USER_DATA,
         "Encrypted data of mini programs, by app and outcome (opened, outdated, expired, invalid, failed)"
+    );
+    describe_counter!(
+        OAUTH,
+        "Steps of web OAuth, by app and outcome (started, silent, signed_in, repeated, ticket_exchanged, or why not: \
+         access_denied, snapshot_user, code_invalid, user_blocked, rate_limited, temporarily_unavailable, server_error, \
+         state_invalid, busy, invalid_request)"
     );
     describe_counter!(
         VERIFICATIONS,
@@ -62,6 +71,10 @@ pub(crate) fn login<T>(app: &str, outcome: &Result<T, Error>) {
             | Error::AppUnknown
             | Error::Unfinished
             | Error::SessionInvalid
+            | Error::SessionMissing
+            | Error::TicketInvalid
+            | Error::OAuthStateInvalid
+            | Error::OriginForbidden
             | Error::SessionKeyOutdated
             | Error::DataInvalid(_)
             | Error::DataExpired
@@ -110,4 +123,9 @@ pub(crate) fn verification<T>(outcome: &Result<T, Error>) {
         Err(_) => "unavailable",
     };
     counter!(VERIFICATIONS, "outcome" => outcome).increment(1);
+}
+
+/// Counts a step of web OAuth with the app of this name, which is empty where it is not known.
+pub(crate) fn oauth(app: &str, outcome: &'static str) {
+    counter!(OAUTH, "app" => app.to_owned(), "outcome" => outcome).increment(1);
 }

@@ -138,7 +138,7 @@ pub struct Session {
     /// What it was opened with: the caller's name, or the browser's or mini program's own description.
     pub client: String,
     /// Which revocations came before it.
-    epoch: Epoch,
+    pub(crate) epoch: Epoch,
 }
 
 /// A session as it is listed.
@@ -215,6 +215,11 @@ impl Sessions {
             sealer,
             clock,
         }
+    }
+
+    /// How long a session lives at most.
+    pub fn longest(&self) -> Duration {
+        self.lives.longest
     }
 
     /// Follows what other replicas revoke, until `stop` is cancelled.

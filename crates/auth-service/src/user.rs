@@ -71,7 +71,7 @@ impl Nickname {
     /// # Errors
     /// When more than [`Nickname::MAX`] characters are left.
     pub fn parse(text: &str) -> Result<Option<Self>, Error> {
-        let clean: String = text.chars().filter(|char| !char.is_control()).collect();
+        let clean = clean(text);
         let clean = clean.trim();
         if clean.chars().count() > Self::MAX {
             let problem = format!("must be at most {} characters", Self::MAX);
@@ -80,10 +80,21 @@ impl Nickname {
         Ok((!clean.is_empty()).then(|| Self(clean.to_owned())))
     }
 
+    /// Takes a nickname as WeChat tells it: what is too long is cut.
+    pub fn shorten(text: &str) -> Option<Self> {
+        let clean = clean(text);
+        let short: String = clean.trim().chars().take(Self::MAX).collect();
+        (!short.is_empty()).then_some(Self(short))
+    }
+
     /// The nickname itself.
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+fn clean(text: &str) -> String {
+    text.chars().filter(|char| !char.is_control()).collect()
 }
 
 /// A person as one app knows them.

@@ -32,9 +32,10 @@ impl Service {
     ) -> Result<LoginResponse, Error> {
         let attempt = Attempt {
             app: self.app_to_log_in_to(caller, &request.app_id)?,
-            js_code: JsCode::parse(&request.js_code)?,
+            js_code: JsCode::parse("js_code", &request.js_code)?,
             nickname: Nickname::parse(&request.nickname)?,
             client: caller.name.clone(),
+            replaced: None,
         };
         let signed_in = self.auth.logins.login(attempt).await?;
         Ok(LoginResponse {
@@ -141,13 +142,25 @@ impl Service {
         })
     }
 
-    #[expect(clippy::unused_async, reason = "unfinished")]
     pub(super) async fn exchange_ticket(
         &self,
-        _caller: &Caller,
-        _request: ExchangeTicketRequest,
+        caller: &Caller,
+        request: ExchangeTicketRequest,
     ) -> Result<ExchangeTicketResponse, Error> {
-        Err(Error::Unfinished)
+        for (field, text) in [("ticket", &request.ticket), ("host", &request.host)] {
+            if text.is_empty() {
+                return Err(Error::field(field, "is missing"));
+            }
+        }
+        let open_to = |app_id: &AppId| self.is_open(caller, app_id);
+        let signed_in = self
+            .auth
+            .oauth
+            .exchange_ticket(&request.ticket, &request.host, open_to, &caller.name)
+            .await?;
+        Ok(ExchangeTicketResponse {
+            session: Some(session(signed_in)),
+        })
     }
 }
 

@@ -10,11 +10,11 @@ use axum::{
 use serde::Deserialize;
 use service_kit::http;
 
-use super::{NO_STORE, session::session_token};
+use super::{NO_STORE, browser};
 use crate::{Auth, user_data::Encrypted};
 
 pub(super) fn routes() -> Router<Auth> {
-    Router::new().route("/user-data", post(user_data))
+    Router::new().route("/user-data", post(user_data).options(browser::preflight))
 }
 
 #[derive(Deserialize)]
@@ -32,7 +32,7 @@ async fn user_data(
     http::Json(request): http::Json<UserData>,
 ) -> Result<Response, http::Error> {
     let data = async {
-        let token = session_token(&headers)?;
+        let token = browser::shown(&auth, &headers, None)?.token;
         let encrypted = Encrypted::parse(
             request.encrypted_data.as_deref().unwrap_or_default(),
             request.iv.as_deref().unwrap_or_default(),

@@ -1,10 +1,10 @@
 //! Logging in and out, and who is signed in.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use axum::{
     Json as JsonBody, Router,
-    extract::State,
+    extract::{Query, State, rejection::QueryRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -12,21 +12,28 @@ use axum::{
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::{App, AppKind, Catalog, http};
+use wechat::AppId;
 
-use super::NO_STORE;
+use super::{NO_STORE, browser, text};
 use crate::{
     Auth,
     error::Error,
-    login::{Attempt, JsCode},
-    session::Token,
-    user::Nickname,
+    login::{Attempt, JsCode, SignedIn},
+    user::{Nickname, User},
 };
 
 pub(super) fn routes() -> Router<Auth> {
     Router::new()
         .route("/login", post(login))
-        .route("/me", get(me))
-        .route("/logout", post(logout))
+        .route("/auth/authorize", post(authorize))
+        .route("/auth/test", get(test))
+}
+
+/// Those that pages on the hosts of apps may ask too.
+pub(super) fn shared_routes() -> Router<Auth> {
+    Router::new()
+        .route("/me", get(me).options(browser::preflight))
+        .route("/logout", post(logout).options(browser::preflight))
 }
 
 #[derive(Deserialize)]
@@ -43,15 +50,7 @@ async fn login(
     http::Json(request): http::Json<Login>,
 ) -> Result<Response, http::Error> {
     let login = async {
-        let js_code = JsCode::parse(request.js_code.as_deref().unwrap_or_default())?;
-        let nickname = Nickname::parse(request.nickname.as_deref().unwrap_or_default())?;
-        let app_id = request.app_id.as_deref().unwrap_or_default();
-        let attempt = Attempt {
-            app: app_to_log_in_to(&auth.catalog.current(), app_id)?,
-            js_code,
-            nickname,
-            client: text(&headers, header::USER_AGENT).to_owned(),
-        };
+        let attempt = attempt(&auth, &headers, "js_code", &request)?;
         auth.logins.login(attempt).await
     };
     let signed_in = login.await.map_err(|error| auth.status(&error))?;
@@ -63,6 +62,76 @@ async fn login(
         (header::CACHE_CONTROL, NO_STORE),
     ];
     Ok((StatusCode::NO_CONTENT, headers).into_response())
+}
+
+#[derive(Deserialize)]
+struct Authorize {
+    code: Option<String>,
+    #[serde(rename = "appId")]
+    app_id: Option<String>,
+    nickname: Option<String>,
+}
+
+/// What clients that keep cookies get.
+#[derive(Serialize)]
+struct Authorized {
+    code: u8,
+    message: &'static str,
+    data: Me,
+}
+
+/// `POST /auth/authorize`: the session as a cookie.
+async fn authorize(
+    State(auth): State<Auth>,
+    headers: HeaderMap,
+    http::Json(request): http::Json<Authorize>,
+) -> Result<Response, http::Error> {
+    let login = async {
+        // Else a page could sign its visitors in as somebody else.
+        browser::same_site(&auth, &headers)?;
+        let request = Login {
+            js_code: request.code,
+            app_id: request.app_id,
+            nickname: request.nickname,
+        };
+        let mut attempt = attempt(&auth, &headers, "code", &request)?;
+        let app = Arc::clone(&attempt.app);
+        attempt.replaced = browser::session_with(&auth, &headers, &app);
+        Ok((app, auth.logins.login(attempt).await?))
+    };
+    let (app, signed_in) = login.await.map_err(|error| auth.status(&error))?;
+    let cookie = browser::keep(&auth, &app, &signed_in.token);
+    let SignedIn {
+        user, expire_time, ..
+    } = signed_in;
+    let body = Authorized {
+        code: 0,
+        message: "auth success.",
+        data: Me::new(user, expire_time),
+    };
+    let headers = [
+        (header::SET_COOKIE, cookie),
+        (header::CACHE_CONTROL, NO_STORE),
+    ];
+    Ok((headers, JsonBody(body)).into_response())
+}
+
+fn attempt(
+    auth: &Auth,
+    headers: &HeaderMap,
+    code: &'static str,
+    request: &Login,
+) -> Result<Attempt, Error> {
+    let js_code = request.js_code.as_deref().unwrap_or_default();
+    let nickname = request.nickname.as_deref().unwrap_or_default();
+    let app_id = request.app_id.as_deref().unwrap_or_default();
+    Ok(Attempt {
+        js_code: JsCode::parse(code, js_code)?,
+        nickname: Nickname::parse(nickname)?,
+        app: app_to_log_in_to(&auth.catalog.current(), app_id)?,
+        client: text(headers, header::USER_AGENT).to_owned(),
+        replaced: None,
+    })
 }
 
 /// The app that is named, or the only mini program there is.
@@ -83,6 +152,7 @@ fn app_to_log_in_to(catalog: &Catalog, id_or_name: &str) -> Result<Arc<App>, Err
     }
 }
 
+/// Whose session it is.
 #[derive(Serialize)]
 struct Me {
     user_id: String,
@@ -94,22 +164,9 @@ struct Me {
     expire_time: String,
 }
 
-/// `GET /me`: who the session's user is.
-async fn me(State(auth): State<Auth>, headers: HeaderMap) -> Result<Response, http::Error> {
-    let me = async {
-        let token = session_token(&headers)?;
-        let (session, expires) = auth.sessions.verify(&token, |_| true).await?;
-        if auth
-            .catalog
-            .current()
-            .app(session.app_id.as_str())
-            .is_none()
-        {
-            return Err(Error::SessionInvalid);
-        }
-        let user = auth.users.get(session.user_id).await?;
-        let user = user.ok_or(Error::SessionInvalid)?;
-        Ok(Me {
+impl Me {
+    fn new(user: User, expires: SystemTime) -> Self {
+        Self {
             user_id: user.user_id.to_string(),
             app_id: user.app_id.into(),
             open_id: user.open_id.into(),
@@ -117,52 +174,74 @@ async fn me(State(auth): State<Auth>, headers: HeaderMap) -> Result<Response, ht
             nickname: user.nickname.unwrap_or_default(),
             expire_time: DateTime::<Utc>::from(expires)
                 .to_rfc3339_opts(SecondsFormat::Millis, true),
-        })
-    };
+        }
+    }
+
+    async fn of(auth: &Auth, headers: &HeaderMap, app: &Which) -> Result<Self, Error> {
+        let shown = browser::shown(auth, headers, app.app.as_deref())?;
+        let of_the_app = |app_id: &AppId| match &shown.cookie {
+            Some(app) => app.app_id == *app_id,
+            None => auth.catalog.current().app(app_id.as_str()).is_some(),
+        };
+        let (session, expires) = auth.sessions.verify(&shown.token, of_the_app).await?;
+        let user = auth.users.get(session.user_id).await?;
+        Ok(Self::new(user.ok_or(Error::SessionInvalid)?, expires))
+    }
+}
+
+/// Which session is meant, where a browser has several.
+#[derive(Deserialize)]
+struct Which {
+    app: Option<String>,
+}
+
+/// `GET /me`: who the session's user is.
+async fn me(
+    State(auth): State<Auth>,
+    headers: HeaderMap,
+    app: Result<Query<Which>, QueryRejection>,
+) -> Result<Response, http::Error> {
+    let me = async { Me::of(&auth, &headers, &which(app)?).await };
     let me = me.await.map_err(|error| auth.status(&error))?;
     Ok(([(header::CACHE_CONTROL, NO_STORE)], JsonBody(me)).into_response())
 }
 
-/// `POST /logout`: ends the session; one that ended before is no error.
-async fn logout(State(auth): State<Auth>, headers: HeaderMap) -> Result<StatusCode, http::Error> {
-    let logout = async {
-        let token = session_token(&headers)?;
-        auth.sessions.revoke(&token, |_| true).await
+/// `GET /auth/test`: the same, as [`authorize`] tells it.
+async fn test(
+    State(auth): State<Auth>,
+    headers: HeaderMap,
+    app: Result<Query<Which>, QueryRejection>,
+) -> Result<Response, http::Error> {
+    let me = async { Me::of(&auth, &headers, &which(app)?).await };
+    let body = Authorized {
+        code: 0,
+        message: "signed in.",
+        data: me.await.map_err(|error| auth.status(&error))?,
     };
-    logout.await.map_err(|error| auth.status(&error))?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(([(header::CACHE_CONTROL, NO_STORE)], JsonBody(body)).into_response())
 }
 
-/// The token of an `Authorization` header, with or without `Bearer`.
-pub(super) fn session_token(headers: &HeaderMap) -> Result<Token, Error> {
-    // Whatever is wrong with it, it is no session.
-    let token = http::bearer(headers).ok_or(Error::SessionInvalid)?;
-    Token::parse(token).map_err(|_| Error::SessionInvalid)
-}
-
-fn text(headers: &HeaderMap, name: header::HeaderName) -> &str {
-    let value = headers.get(name).map(HeaderValue::to_str);
-    value.and_then(Result::ok).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_session_token_is_read_with_and_without_bearer() {
-        let token = |value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::AUTHORIZATION, value.parse().unwrap());
-            session_token(&headers).map(|token| token.expose().to_owned())
-        };
-        for value in ["abc", "Bearer abc", "bearer  abc "] {
-            assert_eq!(token(value).unwrap(), "abc");
-        }
-        let long = "x".repeat(Token::MAX + 1);
-        for value in ["", " ", &long] {
-            assert!(matches!(token(value), Err(Error::SessionInvalid)));
-        }
-        assert!(session_token(&HeaderMap::new()).is_err());
+/// `POST /logout`: ends the session; one that ended before is no error. A cookie of it goes too.
+async fn logout(
+    State(auth): State<Auth>,
+    headers: HeaderMap,
+    app: Result<Query<Which>, QueryRejection>,
+) -> Result<Response, http::Error> {
+    let logout = async {
+        let shown = browser::shown(&auth, &headers, which(app)?.app.as_deref())?;
+        auth.sessions.revoke(&shown.token, |_| true).await?;
+        Ok(shown.cookie)
+    };
+    let cookie = logout.await.map_err(|error| auth.status(&error))?;
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    if let Some(app) = cookie {
+        let forgotten = browser::forget(&auth, &app);
+        response.headers_mut().insert(header::SET_COOKIE, forgotten);
     }
+    Ok(response)
+}
+
+fn which(query: Result<Query<Which>, QueryRejection>) -> Result<Which, Error> {
+    let Query(which) = query.map_err(|_| Error::field("app", "comes twice"))?;
+    Ok(which)
 }

@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use service_kit::{Clock, clock::millis};
 use tokio::{
     sync::{Mutex, Notify},
@@ -39,7 +40,7 @@ const POLL: Duration = Duration::from_millis(450);
 pub(super) const PAGE: usize = 10_000;
 
 /// When a login began, in terms of revocations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Epoch(pub(super) u64);
 
 /// Whose sessions a revocation ends.

@@ -160,9 +160,9 @@ async fn each_of_wechats_refusals_has_its_own_answer() {
         (40226, 403, "USER_BLOCKED", Code::PermissionDenied, None),
         (
             45011,
-            503,
-            "WECHAT_UNAVAILABLE",
-            Code::Unavailable,
+            429,
+            "WECHAT_RATE_LIMITED",
+            Code::ResourceExhausted,
             Some("60"),
         ),
         (-1, 503, "WECHAT_UNAVAILABLE", Code::Unavailable, Some("1")),

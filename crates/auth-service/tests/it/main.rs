@@ -21,8 +21,11 @@ macro_rules! with_either_store {
 }
 
 mod bad_input;
+mod browser;
+mod cookie_login;
 mod jssdk;
 mod login;
+mod oauth;
 mod outage;
 mod privacy;
 mod readiness;

@@ -4,11 +4,11 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use auth_service::{App, Config};
 use proto::auth::v1::{
-    GetUserRequest, LoginRequest, RevokeSessionRequest, Session, User, VerifySessionRequest,
-    VerifySessionResponse, auth_service_client::AuthServiceClient,
+    ExchangeTicketRequest, GetUserRequest, LoginRequest, RevokeSessionRequest, Session, User,
+    VerifySessionRequest, VerifySessionResponse, auth_service_client::AuthServiceClient,
 };
 use reqwest::{
-    Response,
+    Response, Url,
     header::{AUTHORIZATION, HeaderMap},
 };
 use sandbox::{Fault, Sandbox};
@@ -32,7 +32,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::stand_in::Tokens;
+use crate::{browser::Browser, stand_in::Tokens};
 
 /// The mini program.
 pub(crate) const SHOP: &str = "wx0000000000000001";
@@ -44,6 +44,8 @@ pub(crate) const CODE_TO_SESSION: &str = "/sns/jscode2session";
 pub(crate) const KEY: &str = "dev-key";
 /// The key of a caller who may do everything, but with `news` only.
 pub(crate) const NEWS_KEY: &str = "news-key";
+/// The key of a caller who may do everything, but with `shop` only.
+pub(crate) const SHOP_KEY: &str = "shop-key";
 /// Long enough for anything that happens at all.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -61,6 +63,14 @@ app_id = "wx0000000000000002"
 name = "news"
 kind = "official_account"
 secret = "dev-secret-news"
+oauth = { return_hosts = ["h5.example.com", "localhost"] }
+
+[[apps]]
+app_id = "wx0000000000000003"
+name = "club"
+kind = "official_account"
+secret = "dev-secret-club"
+oauth = { return_hosts = ["club.example.com"] }
 
 [[callers]]
 name = "dev"
@@ -73,6 +83,12 @@ name = "news-team"
 key_sha256 = "657f3269b4efb646e054a74f0ec910afc8aac8fc517d39d9e5f0aa56f2bf920e"
 apps = ["news"]
 scopes = ["auth.verify", "auth.read", "auth.write"]
+
+[[callers]]
+name = "shop-team"
+key_sha256 = "44cfdcdd88354fa1412781f5a01a901c9112db33bfa8b165fbec9b618d9cf112"
+apps = ["shop"]
+scopes = ["auth.verify", "auth.read"]
 "#;
 
 /// What a world is made of where it is not embedded, with the usual apps and the sandbox for WeChat.
@@ -86,6 +102,8 @@ pub(crate) struct Setup {
     pub(crate) catalog: Option<String>,
     /// Where WeChat is.
     pub(crate) wechat: Option<SocketAddr>,
+    /// What browsers call the service; its own address where it is not said.
+    pub(crate) public_url: Option<Url>,
 }
 
 /// Everything that one test talks to.
@@ -147,13 +165,14 @@ impl World {
         std::fs::write(&path, setup.catalog.as_deref().unwrap_or(CATALOG)).unwrap();
         let redis_url = setup.redis.as_ref().map(Redis::url);
         let (tokens, tokens_at) = Tokens::serve(wechat_at, &mut tasks).await;
-        let config = config(
+        let mut config = config(
             &path,
             redis_url,
             database.clone(),
             setup.wechat.unwrap_or(wechat_at),
             tokens_at,
         );
+        config.public_url = setup.public_url;
         let addrs = serve(config.clone(), &mut tasks).await;
         Self {
             wechat: state,
@@ -245,6 +264,11 @@ impl World {
         request.send().await.unwrap()
     }
 
+    /// Somebody's browser, with no cookies yet.
+    pub(crate) fn browser(&self) -> Browser {
+        Browser::new(self.addrs.http)
+    }
+
     /// The service as the caller with this key sees it.
     pub(crate) fn caller(&self, key: &str) -> Grpc {
         Grpc::connect(self.addrs.grpc, key)
@@ -315,6 +339,15 @@ impl Grpc {
         Ok(())
     }
 
+    pub(crate) async fn exchange(&mut self, ticket: &str, host: &str) -> Result<Session, Status> {
+        let request = ExchangeTicketRequest {
+            ticket: ticket.to_owned(),
+            host: host.to_owned(),
+        };
+        let answer = self.0.exchange_ticket(request).await?;
+        Ok(answer.into_inner().session.unwrap())
+    }
+
     pub(crate) async fn user(&mut self, request: GetUserRequest) -> Result<User, Status> {
         Ok(self.0.get_user(request).await?.into_inner().user.unwrap())
     }
@@ -354,10 +387,13 @@ pub(crate) fn config(
     }
 }
 
-pub(crate) async fn serve(config: Config, tasks: &mut JoinSet<()>) -> Listen {
+pub(crate) async fn serve(mut config: Config, tasks: &mut JoinSet<()>) -> Listen {
     telemetry::install_tls_provider();
     telemetry::metrics_handle();
     let listeners = Listeners::bind(config.listen).await.unwrap();
+    let http = listeners.addrs().unwrap().http;
+    let own = || format!("http://{http}").parse().unwrap();
+    config.public_url.get_or_insert_with(own);
     let app = App::build(config, listeners).await.unwrap();
     let addrs = app.addrs();
     tasks.spawn(async move { app.run(CancellationToken::new()).await.unwrap() });
