@@ -25,8 +25,8 @@ const USER_COOKIE: &str = "wechat_sandbox_user";
 /// People to choose from, the latest.
 const CHOICE: usize = 20;
 /// Without form-action: browsers hold it against the redirect that answers the form.
-const POLICY: &str =
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'";
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; \
+    base-uri 'none'";
 
 pub(crate) fn routes() -> Router<State> {
     Router::new().route(AUTHORIZE, get(open).post(decide))

@@ -11,6 +11,7 @@
 mod demo;
 mod dev;
 mod migrate;
+mod pages;
 mod running;
 mod token;
 mod trace;

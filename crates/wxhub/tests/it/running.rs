@@ -68,6 +68,13 @@ impl Dev {
         self.row(service)[1]
     }
 
+    /// Where a service's pages are, or the sandbox's: `http://127.0.0.1:<port>`.
+    pub(crate) fn http(&self, name: &str) -> String {
+        let cell = self.row(name).into_iter();
+        let mut urls = cell.filter(|cell| cell.starts_with("http://"));
+        urls.next().unwrap().to_owned()
+    }
+
     /// A connection to a service's gRPC.
     pub(crate) fn channel(&self, service: &str) -> Channel {
         let url = format!("http://{}", self.grpc(service));
