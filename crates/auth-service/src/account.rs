@@ -6,7 +6,6 @@
 mod cooldown;
 mod entity;
 mod hash;
-#[expect(dead_code, reason = "its routes follow")]
 mod signed_in;
 
 use std::{
@@ -33,6 +32,7 @@ use self::{
     cooldown::{Attempt, Cooldown},
     hash::Hasher,
 };
+pub(crate) use self::signed_in::SignedIn;
 pub use self::{
     cooldown::{COOLDOWN, FAILURES, WINDOW},
     signed_in::LIFE,

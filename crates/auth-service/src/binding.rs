@@ -3,7 +3,6 @@
 //! An account has one user an app, and a user one account; the table's unique indices say so, whatever happens at once.
 
 mod entity;
-#[expect(dead_code, reason = "its routes follow")]
 mod flow;
 mod link;
 
@@ -20,7 +19,7 @@ use wechat::{AppId, OpenId};
 
 pub use self::flow::{LINK_LIFE, STATE_LIFE, UNDO};
 pub(crate) use self::{
-    flow::BindFlow,
+    flow::{BindFlow, Failure, Outcome, Progress},
     link::{link_url, qr_code},
 };
 use crate::{

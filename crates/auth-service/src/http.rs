@@ -1,9 +1,13 @@
 //! The routes for devices and browsers: translate, nothing else.
 
+mod account;
+mod bind;
 mod browser;
 mod data;
+mod form;
 mod jssdk;
 mod oauth;
+mod problem;
 mod session;
 
 use axum::{
@@ -28,6 +32,8 @@ pub(crate) fn router(auth: Auth) -> Router {
         .merge(shared.route_layer(browser::cors(&auth)))
         .merge(session::routes())
         .merge(oauth::routes())
+        .merge(account::routes())
+        .merge(bind::routes())
         .merge(jssdk::routes())
         .route("/page.css", get(page::style))
         .route("/{file}", get(verify_file))

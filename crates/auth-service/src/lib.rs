@@ -4,9 +4,9 @@
     reason = "the shared pieces land before the modules that use them"
 )]
 
+mod claim;
 pub mod account;
 pub mod binding;
-mod claim;
 pub mod config;
 mod cookie;
 pub mod error;
@@ -26,6 +26,7 @@ pub mod user_data;
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
 };
 
 use proto::auth::v1::auth_service_server::{AuthServiceServer, SERVICE_NAME};
@@ -42,6 +43,7 @@ use service_kit::{
     storage,
 };
 use token_client::TokenClient;
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, service::Routes};
 use url::Url;
@@ -64,6 +66,8 @@ use self::{
 
 /// The service's name.
 const NAME: &str = "auth-service";
+/// So many browsers follow a bind link at once: each costs a connection, and a read from Redis a second.
+const FOLLOWERS: usize = 1_000;
 /// The secrets that it resolves.
 const NEEDS: Needs = Needs {
     app_secrets: true,
@@ -117,6 +121,8 @@ struct Auth {
     accounts: Accounts,
     bindings: Bindings,
     binds: BindFlow,
+    /// Places for those who follow a bind link.
+    followers: Arc<Semaphore>,
     tickets: Tickets,
     cookies: Cookies,
     tokens: TokenClient,
@@ -257,8 +263,7 @@ impl App {
             accounts: accounts.clone(),
             bindings: bindings.clone(),
             tickets: tickets.clone(),
-            wechat: wechat.clone(),
-            open_url: config.upstream.open.clone(),
+            oauth: oauth.clone(),
             clock: clock.clone(),
             under_way: under_way.clone(),
         };
@@ -281,6 +286,7 @@ impl App {
             accounts,
             bindings,
             binds,
+            followers: Arc::new(Semaphore::new(FOLLOWERS)),
             tickets,
             cookies: Cookies::at(public_url.as_ref()),
             tokens: tokens.clone(),

@@ -3,7 +3,7 @@
 use metrics::{counter, describe_counter};
 use wechat::Class;
 
-use crate::{account, error::Error};
+use crate::{account, binding::Outcome, error::Error};
 
 /// Logins by app and outcome.
 const LOGINS: &str = "wxhub_auth_logins_total";
@@ -13,7 +13,7 @@ const USER_DATA: &str = "wxhub_auth_user_data_total";
 const VERIFICATIONS: &str = "wxhub_auth_session_verifications_total";
 /// Accounts signing in, by outcome.
 const SIGN_INS: &str = "wxhub_auth_account_sign_ins_total";
-/// Phones that came back to be bound, by app and outcome.
+/// Phones that came back to be bound, by outcome.
 const BINDINGS: &str = "wxhub_auth_bindings_total";
 
 /// Web OAuth, by app and outcome.
@@ -45,7 +45,7 @@ pub(crate) fn describe() {
     );
     describe_counter!(
         BINDINGS,
-        "Phones that came back to be bound, by app and outcome (bound, declined, refused, failed)"
+        "Phones that came back from WeChat to be bound, by outcome (bound, declined, refused, failed)"
     );
 }
 
@@ -60,6 +60,17 @@ pub(crate) fn sign_in<T>(outcome: &Result<T, Error>) {
         Err(_) => "unavailable",
     };
     counter!(SIGN_INS, "outcome" => outcome).increment(1);
+}
+
+/// Counts a phone that came back to be bound.
+pub(crate) fn binding(outcome: &Result<Outcome, Error>) {
+    let outcome = match outcome {
+        Ok(Outcome::Bound { .. }) => "bound",
+        Ok(Outcome::Declined) => "declined",
+        Ok(Outcome::Undone | Outcome::Failed(_)) => "refused",
+        Err(_) => "failed",
+    };
+    counter!(BINDINGS, "outcome" => outcome).increment(1);
 }
 
 /// Counts a login to the app of this name.

@@ -337,9 +337,13 @@ impl OAuth {
             Err(Error::SessionInvalid) => return Ok(None),
             Err(error) => return Err(error),
         };
+        // Whoever has a session exists: deleting a user ends them.
+        if ask.scope == OAuthScope::Base {
+            return Ok(Some(session));
+        }
         let user = self.users.get(session.user_id).await?;
-        let known = user.filter(|user| ask.scope == OAuthScope::Base || user.nickname.is_some());
-        Ok(known.map(|_| session))
+        let known = user.is_some_and(|user| user.nickname.is_some());
+        Ok(known.then_some(session))
     }
 
     /// `WXHUB_PUBLIC_URL/oauth/<app>/callback`, whatever the request's own headers say.

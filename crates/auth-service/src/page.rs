@@ -78,9 +78,10 @@ pub(crate) fn respond(status: StatusCode, page: &impl Template) -> Response {
         ),
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        // Not `no-referrer`: with it, browsers send `Origin: null` along with the page's own forms.
         (
             header::REFERRER_POLICY,
-            HeaderValue::from_static("no-referrer"),
+            HeaderValue::from_static("same-origin"),
         ),
         (
             header::X_CONTENT_TYPE_OPTIONS,

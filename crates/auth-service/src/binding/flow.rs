@@ -21,14 +21,15 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use url::Url;
 use uuid::Uuid;
-use wechat::{AppId, Class, OAuthRequest, OAuthScope};
+use wechat::{AppId, OAuthRequest, OAuthScope};
 
 use super::{Binding, Bindings, Refusal};
 use crate::{
     account::{AccountName, Accounts, Epoch},
     error::Error,
+    metrics,
+    oauth::{self, OAuth},
     ticket::{Kind, Ticket, Tickets},
-    user::Nickname,
 };
 
 /// How long a link can be opened and used.
@@ -142,8 +143,26 @@ pub(crate) enum Failure {
     UserBound,
     /// It was a snapshot page, which WeChat shows to nobody in particular.
     Snapshot,
+    /// WeChat judges the user high risk.
+    Blocked,
+    /// WeChat does not answer, or does not take the app's settings.
+    WeChat,
     /// Another request of the same browser is at it.
     UnderWay,
+}
+
+impl From<oauth::Failure> for Failure {
+    fn from(failure: oauth::Failure) -> Self {
+        match failure {
+            oauth::Failure::SnapshotUser => Self::Snapshot,
+            oauth::Failure::CodeInvalid => Self::Expired,
+            oauth::Failure::UserBlocked => Self::Blocked,
+            oauth::Failure::AccessDenied
+            | oauth::Failure::RateLimited
+            | oauth::Failure::TemporarilyUnavailable
+            | oauth::Failure::ServerError => Self::WeChat,
+        }
+    }
 }
 
 impl From<Failure> for Outcome {
@@ -159,9 +178,7 @@ pub(crate) struct BindFlow {
     pub(crate) accounts: Accounts,
     pub(crate) bindings: Bindings,
     pub(crate) tickets: Tickets,
-    pub(crate) wechat: wechat::Client,
-    /// WeChat's OAuth pages.
-    pub(crate) open_url: Url,
+    pub(crate) oauth: OAuth,
     pub(crate) clock: Clock,
     /// What was begun for a phone is ended here, whether or not the phone waits.
     pub(crate) under_way: TaskTracker,
@@ -242,7 +259,10 @@ impl BindFlow {
             state: state.expose(),
             force_popup: true,
         };
-        Ok(Some(wechat::oauth_authorize_url(&self.open_url, &request)))
+        Ok(Some(wechat::oauth_authorize_url(
+            &self.oauth.open_url,
+            &request,
+        )))
     }
 
     /// A phone came back from WeChat; without a code its user declined. The same state again gives the same outcome.
@@ -268,9 +288,11 @@ impl BindFlow {
         let (flow, state) = (self.clone(), state.to_owned());
         let finish = async move {
             let outcome = match code {
-                Some(code) => flow.commit(&found.link, &code).await?,
-                None => flow.decline(&found.link).await?,
+                Some(code) => flow.commit(&found.link, &code).await,
+                None => flow.decline(&found.link).await,
             };
+            metrics::binding(&outcome);
+            let outcome = outcome?;
             let told = State {
                 outcome: Some(outcome.clone()),
                 ..found
@@ -343,39 +365,10 @@ impl BindFlow {
         }
         let app = self.catalog.current().app(link.app_id.as_str()).cloned();
         let app = app.ok_or(Error::AppUnknown)?;
-        let secret = app.secret.as_ref().ok_or_else(|| Error::SecretUnknown {
-            app: app.name.clone(),
-        })?;
-        let exchanged = self
-            .wechat
-            .oauth_access_token(&app.app_id, secret, code)
-            .await;
-        let grant = match exchanged {
-            Ok(grant) => grant,
-            Err(source) if source.class() == Class::Grant => return Ok(Failure::Expired.into()),
-            Err(source) => {
-                let app = app.name.clone();
-                return Err(Error::Call { app, source });
-            }
-        };
-        if grant.is_snapshot_user {
-            return Ok(Failure::Snapshot.into());
-        }
-        if !grant.scopes.contains(&OAuthScope::UserInfo) {
-            return self.decline(ticket).await;
-        }
-        let nickname = match self
-            .wechat
-            .oauth_user_info(&grant.access_token, &grant.open_id)
-            .await
-        {
-            Ok(user) if user.open_id == grant.open_id => nickname(&user.nickname),
-            Ok(_) => None,
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                warn!(app = app.name, error, "WeChat did not tell a nickname");
-                None
-            }
+        let person = match self.oauth.exchange(&app, code, true).await {
+            Ok(person) => person,
+            Err(oauth::Failure::AccessDenied) => return self.decline(ticket).await,
+            Err(failure) => return Ok(Failure::from(failure).into()),
         };
 
         // From here on other phones with the same link are too late.
@@ -388,8 +381,8 @@ impl BindFlow {
             .bind(
                 &link.account,
                 &app.app_id,
-                &grant.open_id,
-                nickname.as_ref(),
+                &person.open_id,
+                person.nickname.as_ref(),
             )
             .await;
         let binding = match bound {
@@ -476,11 +469,4 @@ impl BindFlow {
 /// A browser's cookie as a state holds it: comparing digests tells nothing of what they are of.
 fn digest(browser: &str) -> String {
     hex::encode(Sha256::digest(browser))
-}
-
-/// A nickname as WeChat has it, which may be any text.
-fn nickname(text: &str) -> Option<Nickname> {
-    let clean: String = text.chars().filter(|char| !char.is_control()).collect();
-    let cut: String = clean.trim().chars().take(Nickname::MAX).collect();
-    Nickname::parse(&cut).ok().flatten()
 }

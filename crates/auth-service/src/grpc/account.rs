@@ -101,7 +101,7 @@ impl Service {
             return Err(binding::Refusal::AccountBound.into());
         }
         let offer = self.auth.binds.offer(&app.app_id, &name, None).await?;
-        let url = binding::link_url(public_url, &offer.ticket);
+        let url = binding::link_url(public_url, offer.ticket.expose());
         Ok(CreateBindLinkResponse {
             bind_link: Some(BindLink {
                 qr_svg: binding::qr_code(&url)?,

@@ -37,6 +37,11 @@ impl Browser {
         }
     }
 
+    /// The replica that it talks to.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.at
+    }
+
     /// The cookies that it has by now.
     pub(crate) fn cookies(&self) -> BTreeMap<String, String> {
         self.jar().clone()

@@ -21,6 +21,7 @@ macro_rules! with_either_store {
 }
 
 mod bad_input;
+mod bind;
 mod browser;
 mod cookie_login;
 mod jssdk;

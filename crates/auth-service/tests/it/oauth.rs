@@ -8,7 +8,7 @@ use std::{
 };
 
 use auth_service::{App, BuildError};
-use proto::auth::v1::GetUserRequest;
+use proto::auth::v1::{GetUserRequest, RevokeUserSessionsRequest};
 use reqwest::{
     Method, Response, Url,
     header::{ACCEPT_LANGUAGE, HOST},
@@ -79,6 +79,25 @@ async fn round_trip(
 ) -> Url {
     let callback = authorize(world, &begin(browser, PAGE, scope).await, change);
     location(&browser.open(&callback).await)
+}
+
+/// What nobody else may learn of a sign-in: state, cookie, code, ticket, session token and openid.
+pub(crate) async fn secrets_of_a_sign_in(world: &World) -> Vec<String> {
+    let browser = world.browser();
+    let wechat = begin(&browser, PAGE, "snsapi_userinfo").await;
+    let (_, cookie) = browser.cookies().pop_first().unwrap();
+    let callback = authorize(world, &wechat, |_| {});
+    let back = location(&browser.open(&callback).await);
+    let code = parameter(&callback.parse().unwrap(), "code");
+    let open_id = me(&browser).await["open_id"].as_str().unwrap().to_owned();
+    vec![
+        parameter(&wechat, "state").unwrap(),
+        cookie,
+        code.unwrap(),
+        ticket(&back),
+        browser.cookies()["wxhub_session_news"].clone(),
+        open_id,
+    ]
 }
 
 async fn sign_in(world: &World, browser: &Browser) -> Url {
@@ -298,6 +317,17 @@ async fn a_callback_in_another_browser_is_refused(world: World) {
     assert_eq!(world.wechat.calls(None).total(EXCHANGE), 1);
 }
 
+/// Browsers carry a fragment over a redirect to a page that has none.
+#[tokio::test]
+async fn nothing_of_wechats_sticks_to_the_page() {
+    let world = World::embedded().await;
+    let browser = world.browser();
+    let wechat = begin(&browser, "https://h5.example.com/x", "snsapi_base").await;
+    assert_eq!(wechat.fragment(), Some("wechat_redirect"));
+    let back = location(&browser.open(&authorize(&world, &wechat, |_| {})).await);
+    assert_eq!(back.fragment(), Some(""));
+}
+
 async fn several_tabs_sign_in_at_once(world: World) {
     let browser = world.browser();
     let mut tabs = Vec::new();
@@ -400,6 +430,62 @@ async fn a_sign_in_under_way_ends_after_ten_minutes_and_a_ticket_after_one() {
     let (mut dev, ticket) = (world.caller(KEY), ticket(&url));
     let status = dev.exchange(&ticket, "h5.example.com").await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_holds_nothing_readable_of_a_sign_in() {
+    let world = World::with_servers().await;
+    let secrets = secrets_of_a_sign_in(&world).await;
+    let client = redis::Client::open(world.redis.as_ref().unwrap().url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg("*")
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    let has = |kind: &str| keys.iter().any(|key| key.ends_with(kind));
+    assert!(
+        has(":oauth") && has(":oauth_code") && has(":oauth_ticket"),
+        "{keys:?}"
+    );
+    // A session's record names its user: all else is sealed or hashed.
+    for key in keys.iter().filter(|key| key.contains(":oauth")) {
+        let dump: Vec<u8> = redis::cmd("DUMP")
+            .arg(key)
+            .query_async(&mut redis)
+            .await
+            .unwrap();
+        let dump = String::from_utf8_lossy(&dump);
+        for secret in secrets.iter().map(String::as_str).chain(["h5.example.com"]) {
+            assert!(!key.contains(secret) && !dump.contains(secret), "{key}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_callback_of_another_app_is_refused() {
+    let world = World::embedded().await;
+    let browser = world.browser();
+    let callback = authorize(&world, &begin(&browser, PAGE, "snsapi_base").await, |_| {});
+    let answer = browser.open(&callback.replace("/news/", "/club/")).await;
+    assert_eq!(answer.status(), 400);
+    assert!(set_cookies(&answer).is_empty());
+    let (session, _) = outcome(&browser.open(&callback).await);
+    assert!(session.is_some());
+}
+
+#[tokio::test]
+async fn who_is_revoked_gets_nothing_for_a_ticket() {
+    let world = World::embedded().await;
+    let browser = world.browser();
+    let url = sign_in(&world, &browser).await;
+    let mut dev = world.caller(KEY);
+    let user_id = me(&browser).await["user_id"].as_str().unwrap().to_owned();
+    let request = RevokeUserSessionsRequest { user_id };
+    dev.0.revoke_user_sessions(request).await.unwrap();
+    let status = dev.exchange(&ticket(&url), "h5.example.com").await;
+    assert_eq!(status.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(browser.open("/me").await.status(), 401);
 }
 
 #[tokio::test]
@@ -825,6 +911,7 @@ async fn a_logout_ends_the_session_and_its_cookie() {
     assert_eq!((name.as_str(), value.as_str()), ("wxhub_session_news", ""));
     assert!(attributes.contains("Max-Age=0"));
     assert_eq!(world.me(&token).await.status(), 401);
+    assert_eq!(browser.open("/logout").await.status(), 405);
     // Who was signed in is asked for again.
     begin(&browser, PAGE, "snsapi_base").await;
 }

@@ -16,7 +16,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::world::{KEY, SHOP, World};
+use crate::{
+    oauth::secrets_of_a_sign_in,
+    world::{KEY, SHOP, World},
+};
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
@@ -89,9 +92,12 @@ async fn the_log_holds_no_secret_and_no_openid() {
     let number = number.into_inner().phone_number;
     dev.0.get_phone_number(request.clone()).await.unwrap_err();
 
+    let oauth = secrets_of_a_sign_in(&world).await;
+
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     for told in [
         "signed in",
+        "/oauth/{app}/callback",
         "login failed at WeChat",
         "WeChat refused the code of a phone number",
         "service_kit::http",
@@ -113,7 +119,10 @@ async fn the_log_holds_no_secret_and_no_openid() {
         avatar,
         &number,
         &request.code,
-    ] {
+    ]
+    .into_iter()
+    .chain(oauth.iter().map(String::as_str))
+    {
         let leak = ours.iter().find(|line| line.contains(secret));
         assert_eq!(leak, None, "{secret}");
     }

@@ -121,7 +121,7 @@ pub(crate) struct World {
     addrs: Listen,
     http: reqwest::Client,
     // Aborted when the world goes, before the folder does.
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
     _folder: tempfile::TempDir,
 }
 
@@ -182,9 +182,17 @@ impl World {
             config,
             addrs,
             http: http_client(),
-            _tasks: tasks,
+            tasks,
             _folder: folder,
         }
+    }
+
+    /// Another replica, on the same stores and behind the same URL. Answers where a load balancer finds it.
+    pub(crate) async fn replica(&mut self) -> SocketAddr {
+        let mut config = self.config.clone();
+        let own = format!("http://{}", self.addrs.http).parse().unwrap();
+        config.public_url.get_or_insert(own);
+        serve(config, &mut self.tasks).await.http
     }
 
     pub(crate) async fn is_ready(&self) -> bool {
