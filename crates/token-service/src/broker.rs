@@ -19,7 +19,7 @@ use crate::{
         Failure, Key, Kind,
         ledger::{Budget, Use},
         slot::{Held, Slot, Wish},
-        store::Store,
+        store::{self, Record, Store},
     },
     error::Error,
     metrics,
@@ -78,6 +78,19 @@ impl Broker {
 
     pub(crate) fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    /// What is stored of a credential: nothing, when it cannot be read and is expired anyway. While it lives, others may be able
+    /// to read it, and go on refreshing it.
+    pub(crate) async fn load(&self, key: &Key) -> Result<Option<Record>, store::Error> {
+        let now = self.0.clock.now();
+        match self.0.store.load(key).await {
+            Err(store::Error::Unreadable {
+                expire: Some(expire),
+                ..
+            }) if expire <= now => Ok(None),
+            loaded => loaded,
+        }
     }
 
     pub(crate) fn upstream(&self) -> &dyn Upstream {

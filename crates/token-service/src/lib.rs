@@ -79,7 +79,7 @@ impl App {
         let addrs = listeners.addrs().map_err(BuildError::Listeners)?;
         let (catalog, reloader) = CatalogHandle::load(config.catalog, NEEDS)?;
         let store = match &config.redis_url {
-            None => Store::in_memory(),
+            None => Store::in_memory(Clock::System),
             Some(url) => Store::in_redis(
                 storage::redis(url)?,
                 redis::Client::open(url.expose_secret())?,

@@ -35,7 +35,7 @@ use crate::{
 
 /// The longest sleep: timers stand still while the machine is suspended, and wall clocks jump.
 const NAP: Duration = Duration::from_secs(10);
-/// After a refresh that could not even begin, the next waits this long, give or take half.
+/// After a refresh that could not even begin, the next that nobody asks for waits this long, give or take half.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Refreshes that are due all at once, because a clock jumped or the store was emptied, are spread over this long.
@@ -144,15 +144,16 @@ impl Refresher {
             // Shutdown waits for a call that began: its answer would be lost with it.
             let number = wish.as_ref().map(|wish| wish.number);
             let result = self.attend(wish).await;
-            if matches!(
-                result,
-                Err(Error::StoreUnavailable
-                    | Error::TooSlow { .. }
-                    | Error::QuotaSpent { .. }
-                    | Error::AppGone { .. })
-            ) {
+            if let Err(error) = &result
+                && self.broker.backing_off(&self.slot).is_ok()
+            {
                 let spread = 0.5 + self.broker.random().fraction();
-                pause = Some(self.broker.clock().now() + PAUSE.mul_f64(spread));
+                let base = match error {
+                    // The token's, without which there is no ticket: its refresher goes on about it.
+                    Error::Failed { .. } => NAP,
+                    _ => PAUSE,
+                };
+                pause = Some(self.broker.clock().now() + base.mul_f64(spread));
             }
             if let Some(number) = number {
                 self.slot.conclude(number, result);
@@ -171,7 +172,7 @@ impl Refresher {
     /// Looks at what other replicas stored while this one did not know the time.
     async fn catch_up(&mut self) {
         // A store that is away is found out again by the refresh itself.
-        if let Ok(record) = self.broker.store().load(&self.slot.key).await {
+        if let Ok(record) = self.broker.load(&self.slot.key).await {
             self.slot.absorb(record.unwrap_or_default());
             self.stale = false;
         }

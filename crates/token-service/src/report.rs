@@ -45,7 +45,7 @@ async fn replace(
     let slot = broker.slot(key);
     if slot.state().version() < version {
         // Another replica's rotation may not have reached this one yet.
-        if let Ok(Some(record)) = broker.store().load(key).await {
+        if let Ok(Some(record)) = broker.load(key).await {
             slot.absorb(record);
         }
         if slot.state().version() < version {

@@ -111,7 +111,7 @@ impl Sync<'_> {
 
 /// Takes over what is newer in the store, and puts back what it has lost.
 async fn reconcile(broker: &Broker, key: &Key) -> Result<(), store::Error> {
-    let record = broker.store().load(key).await?;
+    let record = broker.load(key).await?;
     // An app that left the catalog meanwhile gets no slot back.
     if broker.app(&key.app).is_err() {
         return Ok(());

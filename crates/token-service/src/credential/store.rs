@@ -15,7 +15,7 @@ use std::{
 use ::redis::{RedisError, aio::ConnectionManager};
 use futures_util::future::BoxFuture;
 use secrecy::SecretString;
-use service_kit::Sealer;
+use service_kit::{Clock, Sealer};
 use tokio_util::sync::CancellationToken;
 
 pub use self::memory::MemoryStore;
@@ -143,8 +143,11 @@ impl Record {
 /// Who asks for a lease, and for what.
 #[derive(Debug, Clone, Copy)]
 pub struct Claimant {
-    /// The version to be replaced, 0 for none: when the stored one is newer, there is nothing to do (R1).
+    /// The version to be replaced, 0 for none: when the stored one is newer and alive, there is nothing to do (R1).
     pub replaces: u64,
+    /// Its floor, when it is refreshed only because its time has come: one that is stored with a later floor was asked for
+    /// again, and is the same still.
+    pub floor: Option<SystemTime>,
     /// The asker's wall time.
     pub now: SystemTime,
 }
@@ -156,7 +159,7 @@ pub enum Claim {
     Granted(Lease),
     /// Somebody else has it for so long.
     Busy(Duration),
-    /// The stored version is newer than the one to be replaced.
+    /// What is stored is newer than what is to be replaced.
     Newer,
 }
 
@@ -247,13 +250,17 @@ pub enum Error {
         key: Key,
         /// Why.
         problem: String,
+        /// Its version, 0 when that cannot be read either.
+        version: u64,
+        /// When it is expired.
+        expire: Option<SystemTime>,
     },
 }
 
 impl Store {
-    /// A store in this process.
-    pub fn in_memory() -> Self {
-        Self::Memory(MemoryStore::default())
+    /// A store in this process, whose leases last by `clock`.
+    pub fn in_memory(clock: Clock) -> Self {
+        Self::Memory(MemoryStore::new(clock))
     }
 
     /// A store in Redis; `client` opens the connection that events come by.
@@ -307,7 +314,8 @@ impl Store {
         }
     }
 
-    /// Stores what WeChat answered, ends the lease and tells everybody; refused when a newer holder has written (R4).
+    /// Stores what WeChat answered under a version larger than the fence, ends the lease and tells everybody; refused when a
+    /// newer holder has written (R4).
     ///
     /// # Errors
     /// [`Error::Redis`].

@@ -136,12 +136,15 @@ impl<'a> Attempt<'a> {
         let clock = self.broker.clock();
         let begun = clock.elapsed();
         let replaces = self.slot.state().version();
+        let mut unreadable = 0;
         loop {
             // Aged from before it was asked for.
             let asked = clock.elapsed();
-            let held = self.slot.state().version();
+            let state = self.slot.state();
+            let held = state.held.as_ref().filter(|_| self.goal == Goal::Ahead);
             let claimant = Claimant {
-                replaces: held,
+                replaces: state.version().max(unreadable),
+                floor: held.map(|held| held.credential.times.floor),
                 now: clock.now(),
             };
             match self.broker.store().claim(self.key(), claimant).await {
@@ -149,14 +152,21 @@ impl<'a> Attempt<'a> {
                     let deadline = asked + CALLS_END;
                     return self.refresh(app, ticket.as_ref(), lease, deadline).await;
                 }
-                Ok(Claim::Newer) => self.reload().await?,
-                Ok(Claim::Busy(left)) => {
-                    self.watch_the_holder(left).await;
-                    self.reload().await?;
-                }
+                Ok(Claim::Newer) => {}
+                Ok(Claim::Busy(left)) => self.watch_the_holder(left).await,
                 Err(error) => return self.without_store(app, ticket.is_some(), error).await,
             }
-            if self.slot.state().version() > replaces && self.slot.valid().is_some() {
+            match self.look().await {
+                Ok(()) => {}
+                // An operator may know that nobody can read it any more.
+                Err(store::Error::Unreadable { version, .. })
+                    if matches!(self.goal, Goal::Operator | Goal::Force) =>
+                {
+                    unreadable = version;
+                }
+                Err(error) => return Err(self.store_failed(&error)),
+            }
+            if self.is_done(replaces) {
                 return Ok(());
             }
             // The holder failed: the same would happen to us.
@@ -165,6 +175,17 @@ impl<'a> Attempt<'a> {
                 return Err(self.slot.too_slow());
             }
         }
+    }
+
+    /// Whether somebody else has done what there was to do about the version `replaces`.
+    fn is_done(&self, replaces: u64) -> bool {
+        let now = self.broker.clock().now();
+        self.slot.valid().is_some_and(|held| {
+            // The same stable token may have come back.
+            let same = held.credential.version == replaces;
+            held.credential.version > replaces
+                || (same && self.goal == Goal::Ahead && now < held.refresh_time())
+        })
     }
 
     async fn watch_the_holder(&self, left: Duration) {
@@ -177,14 +198,15 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// Takes over what is stored.
+    async fn look(&self) -> Result<(), store::Error> {
+        let record = self.broker.load(self.key()).await?;
+        self.slot.absorb(record.unwrap_or_default());
+        Ok(())
+    }
+
     async fn reload(&self) -> Result<(), Error> {
-        match self.broker.store().load(self.key()).await {
-            Ok(record) => {
-                self.slot.absorb(record.unwrap_or_default());
-                Ok(())
-            }
-            Err(error) => Err(self.store_failed(&error)),
-        }
+        self.look().await.map_err(|error| self.store_failed(&error))
     }
 
     async fn refresh(
@@ -422,7 +444,8 @@ impl<'a> Attempt<'a> {
             Err(error) => {
                 error!(app.id = %app.app_id, credential = kind.as_str(), error = %error, "refreshed, but held in memory alone");
                 let verify = fresh.verify(lease);
-                self.hold_unstored(fresh, verify).await;
+                // Whoever had the lease later writes a newer version.
+                self.hold_unstored(fresh, lease.fence, verify).await;
                 Ok(())
             }
         }
@@ -447,20 +470,11 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn hold_unstored(&self, fresh: Fresh, verify: Option<SystemTime>) {
-        let state = self.slot.state();
-        let held = state
-            .held
-            .map(|held| held.credential.digest() == digest(&fresh.secret));
-        let version = match held {
-            Some(true) => fresh.highest,
-            _ => {
-                fresh
-                    .highest
-                    .max(millis(since_epoch(self.broker.clock().now())))
-                    + 1
-            }
-        };
+    /// Holds what is not stored, under `version` if it is none that is held.
+    async fn hold_unstored(&self, fresh: Fresh, version: u64, verify: Option<SystemTime>) {
+        let held = self.slot.state().held;
+        let same = held.filter(|held| held.credential.digest() == digest(&fresh.secret));
+        let version = same.map_or(version, |held| held.credential.version);
         let credential = fresh.with_version(version);
         self.slot.hold(credential.clone(), verify);
         let verify = self.slot.state().verify;
@@ -522,7 +536,11 @@ impl<'a> Attempt<'a> {
         }
         warn!(app.id = %app.app_id, error = %error, "refreshing without the store");
         let deadline = self.broker.clock().elapsed() + CALLS_END;
-        self.slot.enter_call(self.broker.clock().now());
+        let now = self.broker.clock().now();
+        let highest = self.slot.state().version();
+        // Whatever another replica stores from now on is newer.
+        let version = highest.max(millis(since_epoch(now))) + 1;
+        self.slot.enter_call(now);
         match self.token(app, false, deadline).await {
             Ok(answer) => {
                 let spread = self.broker.random().fraction();
@@ -531,11 +549,11 @@ impl<'a> Attempt<'a> {
                     times: answer.policy.plan(answer.asked, answer.expires_in, spread),
                     secret: answer.secret,
                     policy: answer.policy,
-                    highest: self.slot.state().version(),
+                    highest,
                     doubt: None,
                     reported: false,
                 };
-                self.hold_unstored(fresh, None).await;
+                self.hold_unstored(fresh, version, None).await;
                 Ok(())
             }
             Err(Refusal::WeChat(call, refused)) => {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use proto::token::v1::{ListCredentialsRequest, TicketType};
+use proto::token::v1::{ListCredentialsRequest, RefreshAccessTokenRequest, TicketType};
 use redis::AsyncCommands as _;
 use test_support::eventually;
 use token_service::credential::ledger::Ledger;
@@ -188,6 +188,45 @@ async fn r11_a_redis_that_comes_back_empty_gets_its_ledger_and_values_back() {
     .await;
     assert_eq!(listed().await.version, token.version);
     assert_eq!(world.upstream(NEWS), 1);
+}
+
+#[tokio::test]
+async fn what_a_lost_master_key_sealed_is_replaced_once_it_is_expired_or_by_an_operator() {
+    let mut world = World::on_redis(1).await;
+    let news = world.dev().token("news").await.unwrap();
+    let shop = world.dev().token("shop").await.unwrap();
+    world.lose_master_key();
+    world.add_replica().await;
+    let dev = world.caller(1, KEY);
+    // It is alive: another replica may read and refresh it.
+    for app in ["news", "shop"] {
+        let status = dev.token(app).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+    }
+    assert_eq!((world.upstream(NEWS), world.upstream(SHOP)), (1, 1));
+
+    let refresh = RefreshAccessTokenRequest {
+        app_id: "shop".to_owned(),
+        force: false,
+    };
+    let answer = dev.0.clone().refresh_access_token(refresh).await.unwrap();
+    let refreshed = answer.into_inner().access_token.unwrap();
+    assert_eq!(refreshed.token, shop.token);
+    assert_eq!(dev.token("shop").await.unwrap().token, shop.token);
+
+    let () = redis(&world)
+        .await
+        .hset(record(NEWS), "expire", 1)
+        .await
+        .unwrap();
+    let after = eventually(
+        "an expired value is in nobody's way",
+        PATIENCE,
+        async || dev.token("news").await,
+    )
+    .await;
+    assert!(after.version > news.version);
+    assert_eq!(world.upstream(NEWS), 2);
 }
 
 #[tokio::test]

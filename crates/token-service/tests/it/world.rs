@@ -149,6 +149,11 @@ impl World {
         self.ready(self.replicas.len() - 1).await;
     }
 
+    /// Replicas that are added from now on have another master key.
+    pub(crate) fn lose_master_key(&mut self) {
+        self.sealer = Sealer::ephemeral();
+    }
+
     async fn ready(&self, replica: usize) {
         let ops = self.replicas[replica].addrs.ops;
         eventually("the replica is ready", PATIENCE, async || {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, future::BoxFuture};
+use secrecy::ExposeSecret as _;
 use token_service::credential::{
     Credential, Failure, Key,
     ledger::Ledger,
@@ -16,6 +17,7 @@ use token_service::credential::{
 };
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use wechat::ErrCode;
 
 use crate::{process::Process, world::Fences};
 
@@ -25,19 +27,18 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) process: Arc<Process>,
-    /// The store's clock, which leases last by, as Redis's do.
-    pub(crate) clock: service_kit::Clock,
 }
 
 impl Line {
     async fn ask<T>(
         &self,
+        key: &Key,
         step: impl FnOnce(&Store) -> Option<Result<T, Error>> + Send,
     ) -> Result<T, Error> {
-        self.process.pass().await;
+        self.process.pass(key.kind).await;
         self.connected().await?;
         let answer = step(&self.process.world.store()).unwrap()?;
-        self.process.pass().await;
+        self.process.pass(key.kind).await;
         self.connected().await?;
         Ok(answer)
     }
@@ -52,26 +53,36 @@ impl Line {
         ))
     }
 
+    fn record(key: &Key, store: &Store) -> Record {
+        let record = store.load(key).now_or_never().unwrap().unwrap();
+        record.unwrap_or_default()
+    }
+
     fn judge(&self, key: &Key, store: &Store) {
         let world = &self.process.world;
-        let record = store.load(key).now_or_never().unwrap().unwrap();
-        if let Some(credential) = record.and_then(|record| record.credential) {
-            world.judge().stored(&credential, &world.wechat());
+        if let Some(credential) = Self::record(key, store).credential {
+            world.judge().stored(key.kind, &credential, &world.wechat());
         }
     }
 
-    fn note(&self, what: std::fmt::Arguments<'_>) {
-        let replica = self.process.replica;
-        self.process
-            .world
-            .judge()
-            .note(format_args!("replica {replica} {what}"));
+    fn happens(&self, name: &'static str, what: std::fmt::Arguments<'_>) {
+        self.process.happens(name, what);
     }
 }
 
 impl Simulated for Line {
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, Error>> {
-        Box::pin(self.ask(|store| store.load(key).now_or_never()))
+        Box::pin(async move {
+            let record = self
+                .ask(key, |store| store.load(key).now_or_never())
+                .await?;
+            let known = |record: &Record| record.version() > 0 || record.begun.is_some();
+            if record.as_ref().is_some_and(known) {
+                let mut judge = self.process.world.judge();
+                judge.knows(self.process.replica, key.kind);
+            }
+            Ok(record)
+        })
     }
 
     fn claim<'a>(
@@ -79,24 +90,34 @@ impl Simulated for Line {
         key: &'a Key,
         claimant: Claimant,
     ) -> BoxFuture<'a, Result<Claim, Error>> {
-        let claimant = Claimant {
-            now: self.clock.now(),
-            ..claimant
-        };
         Box::pin(async move {
+            let world = &self.process.world;
             // Without one a token in stable mode is refreshed all the same.
-            *self.process.lease.lock().unwrap() = None;
-            let claim = self.ask(|store| {
+            self.process.leases.lock().unwrap().remove(&key.kind);
+            let claim = self.ask(key, |store| {
+                let before = Self::record(key, store);
+                let unknown = before.version() == 0 && before.begun.is_none();
                 let claim = store.claim(key, claimant).now_or_never();
-                if let Some(Ok(Claim::Granted(lease))) = &claim {
-                    self.note(format_args!("is granted {lease:?}"));
-                    self.process.world.judge().granted(*lease);
+                match &claim {
+                    Some(Ok(Claim::Granted(lease))) => {
+                        let mut judge = world.judge();
+                        judge.granted(key.kind, *lease, unknown);
+                        judge.note(format_args!(
+                            "replica {} is granted {lease:?} of the {}",
+                            self.process.replica,
+                            key.kind.as_str()
+                        ));
+                    }
+                    Some(Ok(Claim::Busy(_))) => world.judge().count("busy lease"),
+                    Some(Ok(Claim::Newer)) => world.judge().count("nothing to refresh"),
+                    Some(Err(_)) | None => {}
                 }
                 claim
             });
             let claim = claim.await?;
             if let Claim::Granted(lease) = &claim {
-                *self.process.lease.lock().unwrap() = Some(*lease);
+                let mut leases = self.process.leases.lock().unwrap();
+                leases.insert(key.kind, (*lease, None));
             }
             Ok(claim)
         })
@@ -107,17 +128,36 @@ impl Simulated for Line {
         key: &'a Key,
         lease: Lease,
         spend: Spend,
-        _: SystemTime,
+        now: SystemTime,
     ) -> BoxFuture<'a, Result<Begin, Error>> {
-        Box::pin(self.ask(move |store| {
-            let begun = store
-                .begin(key, lease, spend, self.clock.now())
-                .now_or_never();
-            if let Some(Ok(Begin::Granted(_))) = &begun {
-                self.process.world.judge().entered(lease);
+        Box::pin(async move {
+            let world = &self.process.world;
+            let begun = self.ask(key, move |store| {
+                let begun = store.begin(key, lease, spend, now).now_or_never();
+                match &begun {
+                    Some(Ok(Begin::Granted(ledger))) => {
+                        world.judge().entered(key.kind, lease, *ledger);
+                    }
+                    Some(Ok(Begin::Lost)) => {
+                        self.happens("lost lease", format_args!("has lost its lease"));
+                    }
+                    Some(Ok(Begin::Spent)) => {
+                        self.happens("spent budget", format_args!("finds the day's calls spent"));
+                    }
+                    Some(Ok(Begin::NotForced(_))) => {
+                        self.happens("spent force", format_args!("may not force"));
+                    }
+                    Some(Err(_)) | None => {}
+                }
+                begun
+            });
+            let begun = begun.await?;
+            if let Begin::Granted(ledger) = &begun {
+                let mut leases = self.process.leases.lock().unwrap();
+                leases.insert(key.kind, (lease, Some(*ledger)));
             }
-            begun
-        }))
+            Ok(begun)
+        })
     }
 
     fn write<'a>(
@@ -127,19 +167,31 @@ impl Simulated for Line {
         fresh: &'a Fresh,
         now: SystemTime,
     ) -> BoxFuture<'a, Result<Written, Error>> {
-        Box::pin(self.ask(move |store| {
+        Box::pin(self.ask(key, move |store| {
             let world = &self.process.world;
-            let mut highest = world.written.lock().unwrap();
+            let mut written = world.written.lock().unwrap();
+            let highest = written.entry(key.kind).or_default();
+            let before = Self::record(key, store);
             if world.fences == Fences::Ignored {
-                let stored = store.load(key).now_or_never().unwrap().ok().flatten();
-                let version = stored.map_or(0, |record| record.version());
-                lease.fence = lease.fence.max(*highest).max(version);
+                lease.fence = lease.fence.max(*highest).max(before.version());
             }
             let written = store.write(key, lease, fresh, now).now_or_never();
+            let name = match &written {
+                Some(Ok(Written::Superseded)) => "superseded",
+                Some(Ok(Written::Stored(version))) if *version == before.version() => "unchanged",
+                Some(Ok(Written::Stored(_))) => "stored",
+                Some(Err(_)) | None => "not stored",
+            };
             if let Some(Ok(Written::Stored(_))) = &written {
                 *highest = lease.fence;
+                let text = fresh.secret.expose_secret();
+                world.judge().written(key.kind, lease, text);
+                if before.verify.is_some() && Self::record(key, store).verify.is_none() {
+                    world.judge().count("verified");
+                }
             }
-            self.note(format_args!("writes under {}: {written:?}", lease.fence));
+            let fence = lease.fence;
+            self.happens(name, format_args!("writes under {fence}: {written:?}"));
             self.judge(key, store);
             written
         }))
@@ -152,12 +204,24 @@ impl Simulated for Line {
         failure: &'a Failure,
         ambiguous: bool,
     ) -> BoxFuture<'a, Result<(), Error>> {
-        self.note(format_args!("fails: {}", failure.cause));
-        Box::pin(self.ask(move |store| store.fail(key, lease, failure, ambiguous).now_or_never()))
+        self.happens("failure", format_args!("fails: {}", failure.cause));
+        Box::pin(self.ask(key, move |store| {
+            let failed = store.fail(key, lease, failure, ambiguous).now_or_never();
+            let refusal = failure.cause.refusal();
+            if refusal.is_some_and(|refusal| refusal.errcode == ErrCode::DAILY_QUOTA) {
+                let ledger = Self::record(key, store).ledger;
+                let world = &self.process.world;
+                world.judge().exhausted(key.kind, ledger.on(failure.at));
+            }
+            failed
+        }))
     }
 
     fn release<'a>(&'a self, key: &'a Key, lease: Lease) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(self.ask(move |store| store.release(key, lease).now_or_never()))
+        Box::pin(self.ask(key, move |store| {
+            self.process.world.judge().count("given back");
+            store.release(key, lease).now_or_never()
+        }))
     }
 
     fn restore<'a>(
@@ -166,8 +230,20 @@ impl Simulated for Line {
         held: &'a Credential,
         verify: Option<SystemTime>,
     ) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(self.ask(move |store| {
-            self.note(format_args!("puts version {} back", held.version));
+        Box::pin(self.ask(key, move |store| {
+            let name = match Self::record(key, store).version() {
+                stored if stored < held.version => "put back",
+                stored if stored == held.version => "doubt put back",
+                _ => "put back in vain",
+            };
+            self.happens(
+                name,
+                format_args!(
+                    "puts version {} of the {} back",
+                    held.version,
+                    key.kind.as_str()
+                ),
+            );
             let restored = store.restore(key, held, verify).now_or_never();
             self.judge(key, store);
             restored
@@ -175,11 +251,14 @@ impl Simulated for Line {
     }
 
     fn enter<'a>(&'a self, key: &'a Key, ledger: Ledger) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(self.ask(move |store| store.enter(key, ledger).now_or_never()))
+        Box::pin(self.ask(key, move |store| {
+            self.happens("ledger put back", format_args!("puts {ledger:?} back"));
+            store.enter(key, ledger).now_or_never()
+        }))
     }
 
     fn probe<'a>(&'a self, key: &'a Key, now: SystemTime) -> BoxFuture<'a, Result<bool, Error>> {
-        Box::pin(self.ask(move |store| store.probe(key, now).now_or_never()))
+        Box::pin(self.ask(key, move |store| store.probe(key, now).now_or_never()))
     }
 
     fn follow<'a>(
@@ -190,18 +269,25 @@ impl Simulated for Line {
         Box::pin(async move {
             let world = &self.process.world;
             let mut cuts = self.process.cut.subscribe();
+            let mut deaf = self.process.deaf.subscribe();
             while !stop.is_cancelled() {
-                while self.process.is_cut_off() {
-                    let until = *cuts.borrow();
-                    world.sleep_until(until).await;
-                }
+                self.process.deafness().await;
                 cuts.mark_unchanged();
+                deaf.mark_unchanged();
+                let fault = async {
+                    tokio::select! {
+                        biased;
+                        _ = cuts.changed() => {}
+                        _ = deaf.changed() => {}
+                    }
+                    sleep(Duration::from_millis(1)).await;
+                };
                 let (store, lost) = world.connect();
                 tokio::select! {
                     biased;
                     () = store.follow(stop, &mut on_event) => {}
                     () = lost.cancelled() => {}
-                    _ = cuts.changed() => {}
+                    () = fault => {}
                 }
             }
         })

@@ -1,105 +1,145 @@
-//! WeChat's truth: which tokens it issued, and until when each works.
+//! WeChat's truth: what it issued, until when each of it works, and what it refuses.
 
 use std::{collections::HashMap, time::Duration};
 
+use token_service::credential::Kind;
 use tokio::time::Instant;
+use wechat::ErrCode;
+
+use crate::judge::Call;
 
 /// A superseded classic token works for so long.
 pub(crate) const OVERLAP: Duration = Duration::from_secs(300);
 
+/// Durations are times since the start, suspends included: WeChat does not sleep.
 #[derive(Debug)]
 pub(crate) struct WeChat {
-    /// What a new token is given to live.
+    /// What is issued is given so long to live.
     pub(crate) life: Duration,
-    tokens: HashMap<String, Token>,
+    /// How many calls each kind may cost in a day.
+    pub(crate) quota: Option<u32>,
+    texts: HashMap<String, Text>,
+    books: HashMap<Kind, Book>,
+}
+
+/// A token or ticket.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Text {
+    /// How many of its kind there were before.
+    pub(crate) number: usize,
+    pub(crate) expires: Duration,
+    /// When a newer one was issued, by the clock that no suspend moves.
+    pub(crate) superseded: Option<Instant>,
+    /// When it stopped to work, if that is before it expires.
+    pub(crate) dead: Option<Duration>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    issued: usize,
     /// The newest and the one before.
     newest: Option<String>,
     previous: Option<String>,
+    /// A day, and how many calls it has seen.
+    day: (u64, u32),
 }
 
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Token {
-    /// How many there were before.
-    pub(crate) number: usize,
-    pub(crate) expires: Instant,
-    /// When a newer one was issued.
-    pub(crate) superseded: Option<Instant>,
-    /// When it stopped to work, if that is before it expires.
-    pub(crate) dead: Option<Instant>,
-}
-
-impl Token {
-    pub(crate) fn works(&self, now: Instant) -> bool {
+impl Text {
+    pub(crate) fn works(&self, now: Duration) -> bool {
         now < self.expires && self.dead.is_none_or(|dead| now < dead)
     }
 }
 
 impl WeChat {
-    pub(crate) fn new(life: Duration) -> Self {
+    pub(crate) fn new(life: Duration, quota: Option<u32>) -> Self {
         Self {
             life,
-            tokens: HashMap::new(),
-            newest: None,
-            previous: None,
+            quota,
+            texts: HashMap::new(),
+            books: HashMap::new(),
         }
     }
 
-    pub(crate) fn token(&self, text: &str) -> Option<&Token> {
-        self.tokens.get(text)
+    pub(crate) fn text(&self, text: &str) -> Option<&Text> {
+        self.texts.get(text)
+    }
+
+    /// Answers a call that arrives at `now`, on a day by Beijing's calendar. `token` is what a ticket is asked for with.
+    pub(crate) fn answer(
+        &mut self,
+        call: Call,
+        token: Option<&str>,
+        now: Duration,
+        day: u64,
+    ) -> Result<(String, Duration), ErrCode> {
+        let kind = call.kind();
+        let book = self.books.entry(kind).or_default();
+        if book.day.0 != day {
+            book.day = (day, 0);
+        }
+        if self.quota.is_some_and(|quota| book.day.1 >= quota) {
+            return Err(ErrCode::DAILY_QUOTA);
+        }
+        book.day.1 += 1;
+        match call {
+            Call::Classic => self.classic(now),
+            Call::Stable { force } => self.stable(force, now),
+            Call::Ticket => {
+                let token = token.and_then(|token| self.texts.get(token));
+                if !token.is_some_and(|token| token.works(now)) {
+                    return Err(ErrCode::INVALID_CREDENTIAL);
+                }
+                self.issue(kind, now);
+            }
+        }
+        let newest = self.books[&kind].newest.clone().unwrap();
+        let left = self.texts[&newest].expires - now;
+        Ok((newest, left))
     }
 
     /// A new token: the one before goes on for five minutes, the one before that is dead.
-    pub(crate) fn classic(&mut self, now: Instant) -> (String, Duration) {
-        let before = self.issue(now);
-        self.end(self.previous.clone(), now);
-        self.end(before.clone(), now + OVERLAP);
-        self.previous = before;
-        self.answer(now)
+    fn classic(&mut self, now: Duration) {
+        let before = self.issue(Kind::AccessToken, now);
+        let book = self.books.entry(Kind::AccessToken).or_default();
+        let last = std::mem::replace(&mut book.previous, before.clone());
+        self.end(last, now);
+        self.end(before, now + OVERLAP);
     }
 
     /// The current token until its last five minutes, then another beside it; with `force` another in its place.
-    pub(crate) fn stable(&mut self, force: bool, now: Instant) -> (String, Duration) {
-        let left = self.newest().map_or(Duration::ZERO, |token| {
-            token.expires.saturating_duration_since(now)
-        });
+    fn stable(&mut self, force: bool, now: Duration) {
+        let newest = self.books[&Kind::AccessToken].newest.as_ref();
+        let expires = newest.map_or(Duration::ZERO, |text| self.texts[text].expires);
         if force {
-            let before = self.issue(now);
+            let before = self.issue(Kind::AccessToken, now);
             self.end(before, now);
-        } else if left < OVERLAP.min(self.life / 2) {
-            self.issue(now);
+        } else if expires.saturating_sub(now) < OVERLAP.min(self.life / 2) {
+            self.issue(Kind::AccessToken, now);
         }
-        self.answer(now)
-    }
-
-    fn newest(&self) -> Option<&Token> {
-        self.newest.as_ref().and_then(|text| self.tokens.get(text))
     }
 
     /// Issues another; the one before is returned.
-    fn issue(&mut self, now: Instant) -> Option<String> {
-        let text = format!("token {}", self.tokens.len() + 1);
-        let token = Token {
-            number: self.tokens.len(),
+    fn issue(&mut self, kind: Kind, now: Duration) -> Option<String> {
+        let book = self.books.entry(kind).or_default();
+        let text = format!("{} {}", kind.as_str(), book.issued + 1);
+        let issued = Text {
+            number: book.issued,
             expires: now + self.life,
             superseded: None,
             dead: None,
         };
-        self.tokens.insert(text.clone(), token);
-        let before = self.newest.replace(text);
-        if let Some(token) = before.as_ref().and_then(|text| self.tokens.get_mut(text)) {
-            token.superseded = Some(now);
+        book.issued += 1;
+        self.texts.insert(text.clone(), issued);
+        let before = book.newest.replace(text);
+        if let Some(text) = before.as_ref().and_then(|text| self.texts.get_mut(text)) {
+            text.superseded = Some(Instant::now());
         }
         before
     }
 
-    fn end(&mut self, token: Option<String>, at: Instant) {
-        if let Some(token) = token.and_then(|text| self.tokens.get_mut(&text)) {
-            token.dead = Some(token.dead.map_or(at, |dead| dead.min(at)));
+    fn end(&mut self, text: Option<String>, at: Duration) {
+        if let Some(text) = text.and_then(|text| self.texts.get_mut(&text)) {
+            text.dead = Some(text.dead.map_or(at, |dead| dead.min(at)));
         }
-    }
-
-    fn answer(&self, now: Instant) -> (String, Duration) {
-        let expires = self.newest().unwrap().expires;
-        (self.newest.clone().unwrap(), expires.duration_since(now))
     }
 }

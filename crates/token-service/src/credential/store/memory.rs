@@ -3,10 +3,13 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
-use service_kit::clock::{millis, since_epoch};
+use service_kit::{
+    Clock,
+    clock::{millis, since_epoch},
+};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +28,8 @@ const BACKLOG: usize = 1_024;
 /// Credentials in memory; clones share them.
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
+    /// Leases last by it, as by Redis's own, and not by that of whoever asks.
+    clock: Clock,
     entries: Arc<Mutex<HashMap<Key, Entry>>>,
     events: broadcast::Sender<Event>,
 }
@@ -36,23 +41,22 @@ struct Entry {
     granted: u64,
     written: u64,
     /// The holder's fence and when its lease ends.
-    lease: Option<(u64, SystemTime)>,
+    lease: Option<(u64, Duration)>,
     /// The fence of the last call that began and did not end; the record says when the first one did.
     begun: Option<u64>,
     forced_at: Option<SystemTime>,
     probed_at: Option<SystemTime>,
 }
 
-impl Default for MemoryStore {
-    fn default() -> Self {
+impl MemoryStore {
+    pub(super) fn new(clock: Clock) -> Self {
         Self {
+            clock,
             entries: Arc::default(),
             events: broadcast::Sender::new(BACKLOG),
         }
     }
-}
 
-impl MemoryStore {
     fn entries(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -68,28 +72,41 @@ impl MemoryStore {
         Some(entry.record.clone())
     }
 
-    pub(super) fn claim(&self, key: &Key, Claimant { replaces, now }: Claimant) -> Claim {
+    pub(super) fn claim(&self, key: &Key, claimant: Claimant) -> Claim {
+        let Claimant {
+            replaces,
+            floor,
+            now,
+        } = claimant;
         let mut entries = self.entries();
         let entry = entries.entry(key.clone()).or_default();
-        if entry.record.version() > replaces {
+        let stored = entry.record.version();
+        let newer = |held: &Credential| {
+            let later = floor.is_some_and(|floor| held.times.floor > floor);
+            now < held.times.expire && (stored > replaces || (stored == replaces && later))
+        };
+        if entry.record.credential.as_ref().is_some_and(newer) {
             return Claim::Newer;
         }
+        let elapsed = self.clock.elapsed();
         if let Some((_, until)) = entry.lease
-            && until > now
+            && until > elapsed
         {
-            return Claim::Busy(until.duration_since(now).unwrap_or_default());
+            return Claim::Busy(until - elapsed);
         }
-        let fence = entry.granted.max(replaces).max(millis(since_epoch(now))) + 1;
+        let highest = entry.granted.max(replaces).max(stored);
+        let fence = highest.max(millis(since_epoch(now))) + 1;
         entry.granted = fence;
-        entry.lease = Some((fence, now + LEASE));
-        let takeover = entry.begun.is_some() || entry.record.version() < replaces;
+        entry.lease = Some((fence, elapsed + LEASE));
+        let takeover = entry.begun.is_some() || stored < replaces;
         Claim::Granted(Lease { fence, takeover })
     }
 
     pub(super) fn begin(&self, key: &Key, lease: Lease, spend: Spend, now: SystemTime) -> Begin {
         let mut entries = self.entries();
         let entry = entries.entry(key.clone()).or_default();
-        if !entry.holds(lease) || entry.lease.is_some_and(|(_, until)| until <= now) {
+        let elapsed = self.clock.elapsed();
+        if !entry.holds(lease) || entry.lease.is_some_and(|(_, until)| until <= elapsed) {
             return Begin::Lost;
         }
         let mut ledger = entry.record.ledger.on(now);
@@ -230,7 +247,8 @@ impl Entry {
         let version = if same {
             stored
         } else {
-            let version = stored.max(fresh.highest).max(millis(since_epoch(now))) + 1;
+            let highest = stored.max(fresh.highest).max(lease.fence);
+            let version = highest.max(millis(since_epoch(now))) + 1;
             self.record.remember(version, digest);
             if fresh.reported {
                 let ledger = self.record.ledger.on(now);

@@ -53,13 +53,16 @@ end
     };
 }
 
-/// Takes the lease. Numbers of up to 2^53 survive Lua's doubles: versions are Unix milliseconds.
+/// Takes the lease. Numbers of up to 2^53 survive Lua's doubles: versions are Unix milliseconds. ARGV: version to be replaced,
+/// now, length of the lease, lifetime, floor of what is to be replaced or empty.
 const CLAIM: &str = r"
-local version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
+local stored = redis.call('HMGET', KEYS[1], 'version', 'expire', 'floor', 'granted')
+for index = 1, 4 do stored[index] = tonumber(stored[index] or '0') end
+local version, expire, floor, granted = unpack(stored)
 local replaces, now = tonumber(ARGV[1]), tonumber(ARGV[2])
-if version > replaces then return {'newer'} end
-local granted = tonumber(redis.call('HGET', KEYS[1], 'granted') or '0')
-local fence = string.format('%.0f', math.max(granted, replaces, now) + 1)
+local later = ARGV[5] ~= '' and floor > tonumber(ARGV[5])
+if now < expire and (version > replaces or (version == replaces and later)) then return {'newer'} end
+local fence = string.format('%.0f', math.max(granted, version, replaces, now) + 1)
 if not redis.call('SET', KEYS[2], fence, 'NX', 'PX', ARGV[3]) then
   return {'busy', tostring(redis.call('PTTL', KEYS[2]))}
 end
@@ -107,7 +110,7 @@ if tonumber(ARGV[1]) < math.max(version, tonumber(redis.call('HGET', KEYS[1], 'w
   return 'superseded'
 end
 if redis.call('HGET', KEYS[1], 'digest') ~= ARGV[4] then
-  version = math.max(version, tonumber(ARGV[3]), tonumber(ARGV[2])) + 1
+  version = math.max(version, tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])) + 1
   local kept = {}
   for entry in string.gmatch(redis.call('HGET', KEYS[1], 'history') or '', '%S+') do kept[#kept + 1] = entry end
   kept[#kept + 1] = string.format('%.0f', version) .. ':' .. ARGV[4]
@@ -251,14 +254,19 @@ impl RedisStore {
     pub(super) async fn claim(
         &self,
         key: &Key,
-        Claimant { replaces, now }: Claimant,
+        Claimant {
+            replaces,
+            floor,
+            now,
+        }: Claimant,
     ) -> Result<Claim, Error> {
         let mut call = self.scripts.claim.key(record_key(key));
         call.key(lease_key(key))
             .arg(replaces)
             .arg(unix(now))
             .arg(millis(LEASE))
-            .arg(millis(RECORD_TTL));
+            .arg(millis(RECORD_TTL))
+            .arg(floor.map_or_else(String::new, |floor| unix(floor).to_string()));
         let answer: Vec<String> = self.invoke(&call).await?;
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
         match answer.as_slice() {
@@ -500,12 +508,16 @@ impl RedisStore {
         };
         let moment = |name| Ok::<_, Error>(number(name)?.map(at));
         let required = |name| moment(name)?.ok_or_else(|| unreadable(key, name));
+        let expire = moment("expire")?;
         let credential = match (fields.get("secret"), number("version")?) {
             (Some(sealed), Some(version)) => {
-                let secret = self
-                    .sealer
-                    .open(&context(key), sealed)
-                    .map_err(|error| unreadable(key, &error.to_string()))?;
+                let opened = self.sealer.open(&context(key), sealed);
+                let secret = opened.map_err(|error| Error::Unreadable {
+                    key: key.clone(),
+                    problem: error.to_string(),
+                    version,
+                    expire,
+                })?;
                 let secret =
                     String::from_utf8(secret).map_err(|_| unreadable(key, "not a text"))?;
                 let policy = fields
@@ -578,6 +590,8 @@ fn unreadable(key: &Key, problem: &str) -> Error {
     Error::Unreadable {
         key: key.clone(),
         problem: problem.to_owned(),
+        version: 0,
+        expire: None,
     }
 }
 

@@ -69,7 +69,7 @@ impl Suite {
         let connection = service_kit::storage::redis(&url.into()).unwrap();
         [
             Self {
-                store: Store::in_memory(),
+                store: Store::in_memory(Clock::System),
                 _redis: None,
             },
             Self {
@@ -80,7 +80,11 @@ impl Suite {
     }
 
     async fn claim(&self, replaces: u64, now: SystemTime) -> Claim {
-        let claimant = Claimant { replaces, now };
+        let claimant = Claimant {
+            replaces,
+            floor: None,
+            now,
+        };
         self.store.claim(&key(), claimant).await.unwrap()
     }
 
@@ -172,6 +176,42 @@ async fn r01_nothing_is_claimed_when_the_stored_version_is_newer() {
 }
 
 #[tokio::test]
+async fn r01_a_text_that_was_just_asked_for_again_is_not_asked_for_once_more() {
+    for suite in Suite::both().await {
+        let version = suite.stored("token").await;
+        let held = fresh("", Policy::Classic).times.floor;
+        for (floor, newer) in [
+            (Some(held - Duration::from_secs(1)), true),
+            (Some(held), false),
+            (None, false),
+        ] {
+            let claimant = Claimant {
+                replaces: version,
+                floor,
+                now: now(),
+            };
+            let claim = suite.store.claim(&key(), claimant).await.unwrap();
+            assert_eq!(matches!(claim, Claim::Newer), newer, "{claim:?}");
+            suite.lease_expires().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_is_expired_keeps_nobody_from_the_lease() {
+    for suite in Suite::both().await {
+        let version = suite.stored("token").await;
+        let end = fresh("", Policy::Classic).times.expire;
+        let before = end - Duration::from_secs(1);
+        assert!(matches!(suite.claim(0, before).await, Claim::Newer));
+        let Claim::Granted(lease) = suite.claim(0, end).await else {
+            unreachable!("nothing lives there")
+        };
+        assert!(lease.fence > version);
+    }
+}
+
+#[tokio::test]
 async fn one_probe_is_granted_to_all_replicas_together() {
     for suite in Suite::both().await {
         let probe = async || suite.store.probe(&key(), now()).await.unwrap();
@@ -183,7 +223,7 @@ async fn one_probe_is_granted_to_all_replicas_together() {
         };
         assert!(suite.store.probe(&other, now()).await.unwrap());
     }
-    let memory = Store::in_memory();
+    let memory = Store::in_memory(Clock::System);
     for (seconds, granted) in [(0, true), (29, false), (30, true), (59, false)] {
         let probe = memory.probe(&key(), later(seconds)).await.unwrap();
         assert_eq!(probe, granted, "{seconds}");
@@ -411,7 +451,8 @@ async fn versions_and_fences_grow_beyond_what_a_replica_held_when_the_store_is_e
             .write(&key(), lease, &fresh, now())
             .await
             .unwrap();
-        assert_eq!(written, Written::Stored(held + 1));
+        let beyond = |version| version > held && version > lease.fence;
+        assert!(matches!(written, Written::Stored(version) if beyond(version)));
     }
 }
 
@@ -437,7 +478,6 @@ async fn a_lost_value_is_put_back_and_a_newer_one_stays() {
 #[tokio::test]
 async fn r08_forced_refreshes_are_apart_and_counted_by_the_day() {
     for suite in Suite::both().await {
-        // In memory the lease ends by the clock that the test moves.
         let force = async |now: SystemTime| {
             suite.lease_expires().await;
             let Claim::Granted(lease) = suite.claim(0, now).await else {
@@ -624,7 +664,14 @@ async fn a_value_sealed_under_another_key_is_an_error_and_not_nothing() {
             _redis: None,
         }
     };
-    store().stored("a").await;
+    let stored = store().stored("a").await;
     let error = store().store.load(&key()).await.unwrap_err();
-    assert!(matches!(error, Error::Unreadable { .. }), "{error}");
+    let Error::Unreadable {
+        version, expire, ..
+    } = error
+    else {
+        unreachable!("{error}")
+    };
+    assert_eq!(version, stored);
+    assert_eq!(expire, Some(fresh("", Policy::Classic).times.expire));
 }
