@@ -17,13 +17,13 @@ use proto::token::v1::{
     AccessToken, Credential, GetAccessTokenRequest, ListCredentialsRequest,
     RefreshAccessTokenRequest, WatchAccessTokensRequest, token_service_client::TokenServiceClient,
 };
-use secrecy::SecretString;
 use serde_json::Value;
 use service_kit::{Clock, Problems, Settings, client::PeerChannel, run, telemetry};
 use tonic::{Request, Status};
 
 pub(crate) use self::refused::Refused;
 use self::shown::Shown;
+use crate::operator::{self, Access, print};
 
 /// Credentials that one request lists.
 const PAGE_SIZE: i32 = 100;
@@ -102,35 +102,15 @@ struct Connection {
         global = true
     )]
     token_url: String,
-    /// The key of a caller with the scopes that the verb needs; of `wxhub dev` it is `dev-key`
-    #[arg(
-        long,
-        env = "WXHUB_CALLER_KEY",
-        value_name = "KEY",
-        hide_env_values = true,
-        global = true
-    )]
-    caller_key: Option<SecretString>,
-    /// With https://: the authority to trust (PEM) [default: the system's]
-    #[arg(long, env = "WXHUB_TLS_CA", value_name = "PATH", global = true)]
-    tls_ca: Option<String>,
-    /// Where token-service demands one: the client certificate (PEM)
-    #[arg(long, env = "WXHUB_TLS_CERT", value_name = "PATH", global = true)]
-    tls_cert: Option<String>,
-    /// Its key (PEM)
-    #[arg(long, env = "WXHUB_TLS_KEY", value_name = "PATH", global = true)]
-    tls_key: Option<String>,
+    #[command(flatten)]
+    access: Access,
 }
 
 impl Connection {
     fn open(self) -> Result<TokenServiceClient<PeerChannel>, Problems> {
         let settings = Settings {
             token_url: Some(self.token_url),
-            caller_key: self.caller_key,
-            tls_ca: self.tls_ca,
-            tls_cert: self.tls_cert,
-            tls_key: self.tls_key,
-            ..Settings::default()
+            ..self.access.into()
         };
         let mut problems = Problems::default();
         let peer = settings.token_service(&mut problems);
@@ -144,11 +124,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         rpc: args.connection.open()?,
         json: args.json,
     };
-    match act(operator, args.verb).await {
-        // Whoever reads has seen enough, as `head` does.
-        Err(error) if is_closed_pipe(&error) => Ok(()),
-        outcome => outcome,
-    }
+    operator::outcome(act(operator, args.verb).await)
 }
 
 async fn act(mut operator: Operator, verb: Verb) -> anyhow::Result<()> {
@@ -162,12 +138,6 @@ async fn act(mut operator: Operator, verb: Verb) -> anyhow::Result<()> {
             watched.unwrap_or(Ok(()))
         }
     }
-}
-
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Asks token-service, and prints what it answers.
@@ -194,8 +164,8 @@ impl Operator {
             ..ListCredentialsRequest::default()
         };
         loop {
-            let page = self.rpc.list_credentials(request.clone()).await?;
-            let page = page.into_inner();
+            let page = self.rpc.list_credentials(request.clone()).await;
+            let page = page.map_err(Refused::from)?.into_inner();
             credentials.extend(page.credentials);
             request.page_token = page.next_page_token;
             if request.page_token.is_empty() {
@@ -276,9 +246,4 @@ impl Operator {
             shown.line(Clock::System.now())
         })
     }
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    writeln!(io::stdout(), "{text}")?;
-    Ok(())
 }

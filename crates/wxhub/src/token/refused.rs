@@ -1,4 +1,4 @@
-//! Why token-service did not do as asked, for people and for scripts.
+//! Why a service did not do as asked, for people and for scripts.
 
 use std::{error::Error, fmt, process::ExitCode, time::Duration};
 
@@ -8,15 +8,29 @@ use tonic_types::StatusExt as _;
 /// EX_TEMPFAIL of sysexits.h.
 const LATER: u8 = 75;
 
-/// What token-service answered in place of what was asked for.
+/// What a service answered in place of what was asked for.
 #[derive(Debug)]
-pub(crate) struct Refused(Box<Status>);
+pub(crate) struct Refused {
+    service: &'static str,
+    status: Box<Status>,
+}
 
 impl Refused {
+    /// The service of this name answered so.
+    pub(crate) fn by(service: &'static str, status: Status) -> Self {
+        Self {
+            service,
+            status: Box::new(status),
+        }
+    }
+
     /// Whether the same command may work later.
     pub(crate) fn is_temporary(&self) -> bool {
         self.retry_after().is_some()
-            || matches!(self.0.code(), Code::Unavailable | Code::DeadlineExceeded)
+            || matches!(
+                self.status.code(),
+                Code::Unavailable | Code::DeadlineExceeded
+            )
     }
 
     /// What the program ends with.
@@ -29,23 +43,23 @@ impl Refused {
     }
 
     fn retry_after(&self) -> Option<Duration> {
-        self.0.get_details_retry_info()?.retry_delay
+        self.status.get_details_retry_info()?.retry_delay
     }
 }
 
 impl From<Status> for Refused {
     fn from(status: Status) -> Self {
-        Self(Box::new(status))
+        Self::by("token-service", status)
     }
 }
 
 /// The message, the reason, and when to come back.
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "token-service: {}", self.0.message())?;
-        match self.0.get_details_error_info() {
+        write!(f, "{}: {}", self.service, self.status.message())?;
+        match self.status.get_details_error_info() {
             Some(info) => write!(f, " ({})", info.reason)?,
-            None => write!(f, " ({:?})", self.0.code())?,
+            None => write!(f, " ({:?})", self.status.code())?,
         }
         match self.retry_after() {
             Some(delay) => write!(f, "; try again in {} s", delay.as_millis().div_ceil(1_000)),

@@ -1,12 +1,15 @@
 //! Tokens and credentials on the screen and in JSON.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use prost_types::Timestamp;
 use proto::token::v1::{AccessToken, Credential, CredentialType};
 use serde_json::{Value, json};
 
-use crate::secret::shortened;
+use crate::{
+    secret::shortened,
+    table::{aligned, from, rfc_3339, to_the_second},
+};
 
 /// An access_token as it may be seen.
 pub(super) struct Shown<'a> {
@@ -118,57 +121,10 @@ fn kind(credential: &Credential) -> &'static str {
     }
 }
 
-/// Cells of a column start at the same place.
-fn aligned(rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells
-            .map(|cell| cell.chars().count())
-            .max()
-            .unwrap_or_default()
-    };
-    let lines = rows.iter().map(|row| {
-        let cells = row.iter().enumerate();
-        let cells: Vec<_> = cells
-            .map(|(column, cell)| format!("{cell:<width$}", width = width(column)))
-            .collect();
-        cells.join("  ").trim_end().to_owned()
-    });
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-fn rfc_3339(time: Option<Timestamp>) -> Option<String> {
-    time.map(|time| time.to_string())
-}
-
-fn to_the_second(time: Option<Timestamp>) -> String {
-    let time = rfc_3339(time.map(|time| Timestamp { nanos: 0, ..time }));
-    time.unwrap_or_else(|| "-".to_owned())
-}
-
-/// How far a time is from `now`.
-fn from(now: SystemTime, time: Option<Timestamp>) -> String {
-    let Some(time) = time.and_then(|time| SystemTime::try_from(time).ok()) else {
-        return "-".to_owned();
-    };
-    match time.duration_since(now) {
-        Ok(left) => format!("in {}", lasting(left)),
-        Err(error) => format!("{} ago", lasting(error.duration())),
-    }
-}
-
-fn lasting(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
-    match (hours, minutes) {
-        (0, 0) => format!("{seconds}s"),
-        (0, _) => format!("{minutes}m{seconds:02}s"),
-        _ => format!("{hours}h{minutes:02}m"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const NOW: Duration = Duration::from_secs(1_000_000);

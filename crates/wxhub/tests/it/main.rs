@@ -15,3 +15,4 @@ mod pages;
 mod running;
 mod token;
 mod trace;
+mod user;
