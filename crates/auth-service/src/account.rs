@@ -28,11 +28,11 @@ use tracing::{info, warn};
 use unicode_normalization::UnicodeNormalization as _;
 use uuid::Uuid;
 
+pub(crate) use self::signed_in::SignedIn;
 use self::{
     cooldown::{Attempt, Cooldown},
     hash::Hasher,
 };
-pub(crate) use self::signed_in::SignedIn;
 pub use self::{
     cooldown::{COOLDOWN, FAILURES, WINDOW},
     signed_in::LIFE,

@@ -4,9 +4,9 @@
     reason = "the shared pieces land before the modules that use them"
 )]
 
-mod claim;
 pub mod account;
 pub mod binding;
+mod claim;
 pub mod config;
 mod cookie;
 pub mod error;
@@ -49,7 +49,6 @@ use tonic::{Status, service::Routes};
 use url::Url;
 use wechat::AppId;
 
-pub use self::{config::Config, error::Error, migration::migrate};
 use self::{
     account::Accounts,
     binding::{BindFlow, Bindings},
@@ -63,6 +62,7 @@ use self::{
     user::Users,
     user_data::{Encrypted, UserData},
 };
+pub use self::{config::Config, error::Error, migration::migrate};
 
 /// The service's name.
 const NAME: &str = "auth-service";

@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod account;
 mod demo;
 mod dev;
 mod migrate;
