@@ -1,11 +1,16 @@
 //! The `wxhub` command: everything in one process to develop with, the demo, the migrations, and the operator's verbs.
 
 mod account;
+mod auth;
 mod demo;
 mod dev;
 mod migrate;
+mod operator;
 mod secret;
+mod session;
+mod table;
 mod token;
+mod user;
 mod world;
 
 use std::process::ExitCode;
@@ -31,10 +36,14 @@ enum Verb {
     Demo(demo::Args),
     /// Bring the tables of every service up to date
     Migrate(migrate::Args),
-    /// Look after accounts: add, passwd, show, delete, unbind
-    Account(Box<account::Args>),
     /// Look after access tokens: list, get, refresh, watch
     Token(Box<token::Args>),
+    /// Look after accounts: add, passwd, show, delete, unbind
+    Account(Box<account::Args>),
+    /// Look up users: list, show
+    User(Box<user::Args>),
+    /// Look after users' sessions: list, revoke
+    Session(Box<session::Args>),
 }
 
 fn main() -> ExitCode {
@@ -46,8 +55,10 @@ fn main() -> ExitCode {
         Verb::Dev(args) => runtime.block_on(dev::run(&args)),
         Verb::Demo(args) => runtime.block_on(demo::run(&args)),
         Verb::Migrate(args) => runtime.block_on(migrate::run(args)),
-        Verb::Account(args) => runtime.block_on(account::run(*args)),
         Verb::Token(args) => runtime.block_on(token::run(*args)),
+        Verb::Account(args) => runtime.block_on(account::run(*args)),
+        Verb::User(args) => runtime.block_on(user::run(*args)),
+        Verb::Session(args) => runtime.block_on(session::run(*args)),
     });
     match ran {
         Ok(()) => ExitCode::SUCCESS,
