@@ -1,7 +1,10 @@
 //! What every HTTP port has: a request id, a span, metrics, limits, and errors as JSON
 //! `{"code","message","request_id"}`.
 
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -79,7 +82,12 @@ async fn observe(request: Request, next: Next) -> Response {
             Error::new(StatusCode::SERVICE_UNAVAILABLE, "TIMEOUT", message).into_response()
         });
         if let Some(error) = response.extensions_mut().remove::<Error>() {
+            // What layers inside added stays, such as the leave for another site's page to read it (CORS).
+            let mut headers = mem::take(response.headers_mut());
+            headers.remove(header::CONTENT_LENGTH);
             response = error.render(request_id);
+            headers.extend(mem::take(response.headers_mut()));
+            *response.headers_mut() = headers;
         }
         if let Ok(value) = HeaderValue::from_str(&request_id.to_string()) {
             response.headers_mut().insert("x-request-id", value);
@@ -351,6 +359,14 @@ mod tests {
         name: String,
     }
 
+    /// What CORS does.
+    async fn shared(mut response: Response) -> Response {
+        let everybody = HeaderValue::from_static("*");
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, everybody);
+        response
+    }
+
     fn router() -> Router {
         harden(
             Router::new()
@@ -361,7 +377,8 @@ mod tests {
                 .route(
                     "/away",
                     get(|| async { Error::from(status::store_unavailable("Redis")) }),
-                ),
+                )
+                .layer(middleware::map_response(shared)),
         )
     }
 
@@ -401,6 +418,21 @@ mod tests {
             body["request_id"],
             headers["x-request-id"].to_str().unwrap()
         );
+    }
+
+    #[tokio::test]
+    async fn an_error_keeps_the_headers_of_the_layers_inside() {
+        let (_, headers, body) = ask(Method::GET, "/away", "").await;
+        assert_eq!(headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*");
+        let length = body.to_string().len().to_string();
+        assert!(
+            headers
+                .get_all(header::CONTENT_LENGTH)
+                .iter()
+                .all(|told| told == length.as_str()),
+            "{headers:?}"
+        );
+        assert_eq!(headers[header::CONTENT_TYPE], "application/json");
     }
 
     #[tokio::test]
