@@ -1,18 +1,33 @@
 //! Logs, traces and metrics of a process: set up once, in `main`.
 
+mod fields;
+
 use std::{io::IsTerminal as _, sync::OnceLock, time::Duration};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::{global, trace::TracerProvider as _};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use tracing_subscriber::{
-    EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Layer, Registry,
+    filter::Targets,
+    fmt::{
+        self,
+        format::{Format, Json},
+    },
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
+
+use self::fields::JsonFields;
 
 /// Buckets of every histogram of seconds: from a memory read to the longest RPC.
 const SECONDS: [f64; 15] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
+/// What is logged unless `RUST_LOG` says otherwise.
+const LOGGED: &str = "info,sqlx=warn,sea_orm_migration=warn";
+/// What becomes spans to export: each of the exporter's own calls would otherwise be one.
+const TRACED: &str = "info,h2=off,hyper=off,tonic=off,opentelemetry=off,reqwest=off";
 /// The last spans are sent within this long, or dropped.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -31,35 +46,50 @@ pub struct Telemetry {
 pub fn init(service: &'static str) -> anyhow::Result<Telemetry> {
     install_tls_provider();
     metrics_handle();
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(filter) if !filter.is_empty() => EnvFilter::try_new(filter).map_err(|error| {
-            anyhow::anyhow!("RUST_LOG is malformed: {error} (for example: RUST_LOG=info)")
-        })?,
-        _ => EnvFilter::new("info,sqlx=warn,sea_orm_migration=warn"),
-    };
-    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let filter = std::env::var("RUST_LOG").unwrap_or_default();
+    let filter = if filter.is_empty() { LOGGED } else { &filter };
     let logs = if std::io::stderr().is_terminal() {
-        logs.with_target(false).boxed()
+        let pretty = fmt::layer().with_target(false);
+        filtered(pretty.with_writer(std::io::stderr), filter)
     } else {
-        logs.json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .boxed()
+        filtered(json_layer().with_writer(std::io::stderr), filter)
     };
+    let logs = logs.map_err(|error| {
+        anyhow::anyhow!("RUST_LOG is malformed: {error} (for example: RUST_LOG=info)")
+    })?;
     let provider = tracer_provider(service)?;
-    let traces = provider.as_ref().map(|provider| {
-        tracing_opentelemetry::layer()
-            .with_tracer(provider.tracer(service))
-            // Each of its own calls would otherwise be a span to export.
-            .with_filter(EnvFilter::new(
-                "info,h2=off,hyper=off,tonic=off,opentelemetry=off,reqwest=off",
-            ))
-    });
-    tracing_subscriber::registry()
-        .with(logs.with_filter(filter))
-        .with(traces)
-        .try_init()?;
+    let mut layers = vec![logs];
+    if let Some(provider) = &provider {
+        let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer(service));
+        layers.push(filtered(traces, TRACED)?);
+    }
+    tracing_subscriber::registry().with(layers).try_init()?;
     Ok(Telemetry { provider })
+}
+
+type BoxLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// A layer that sees what the filter lets through. `EnvFilter` takes a lock at every step of every span: it is left to
+/// directives that need it, those of spans and their fields (`[rpc{wxhub.caller=crm}]=debug`).
+fn filtered(
+    layer: impl Layer<Registry> + Send + Sync,
+    filter: &str,
+) -> Result<BoxLayer, tracing_subscriber::filter::ParseError> {
+    let beyond_targets = filter.contains('[') || filter.split(',').any(str::is_empty);
+    Ok(if beyond_targets {
+        layer.with_filter(EnvFilter::try_new(filter)?).boxed()
+    } else {
+        layer.with_filter(filter.parse::<Targets>()?).boxed()
+    })
+}
+
+/// Lines of JSON: an event's fields, and those of the spans around it.
+fn json_layer() -> fmt::Layer<Registry, JsonFields, Format<Json>> {
+    fmt::layer()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .fmt_fields(JsonFields)
 }
 
 fn tracer_provider(service: &'static str) -> anyhow::Result<Option<SdkTracerProvider>> {
