@@ -37,6 +37,7 @@ use service_kit::{
     AppKind, CatalogHandle, Clock, Problems, Settings,
     catalog::{self, Needs},
     cli,
+    grpc::Routes,
     ops::Readiness,
     run::{self, Listeners, Server, Workers},
     settings::{Listen, Ports},
@@ -45,7 +46,7 @@ use service_kit::{
 use token_client::TokenClient;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Status, service::Routes};
+use tonic::Status;
 use url::Url;
 use wechat::AppId;
 

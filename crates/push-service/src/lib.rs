@@ -25,6 +25,7 @@ use service_kit::{
     CatalogHandle, Clock, Problems, Settings,
     catalog::{self, Needs},
     cli::Service,
+    grpc::Routes,
     ops::Readiness,
     run::{self, Listeners, Server, Workers},
     settings::{DatabaseUrl, Listen, Ports},
@@ -32,7 +33,6 @@ use service_kit::{
 };
 use token_client::TokenClient;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
 use wechat::{Client, ClientOptions};
 
 use self::{

@@ -1,21 +1,25 @@
 //! What every gRPC port has: spans, metrics, caller checks, health, reflection.
 
 mod meter;
+mod routes;
 
 use std::{
-    pin::Pin,
+    future::poll_fn,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use http::{HeaderMap, HeaderName, Request, Response};
+use tokio::time::{Instant, sleep_until};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
-use tracing::{Instrument as _, Span, debug, field::Empty, info_span, warn};
+use tracing::{Span, debug, field::Empty, info_span, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use self::meter::Meters;
+pub use self::routes::Routes;
 use crate::{
     status::{self, reason},
     trace,
@@ -79,26 +83,30 @@ where
         );
         trace::continue_from(&span, request.headers());
         let deadline = deadline(request.headers());
-        let observed = Observed {
-            span: span.clone(),
+        let rpc = Observed {
+            span,
             meters: Arc::clone(&self.meters),
             path,
             started: Instant::now(),
             code: Code::Cancelled,
         };
         // Started here it ends before tonic's own, which would answer CANCELLED.
-        let limit = tokio::time::sleep(deadline);
-        let response = span.in_scope(|| self.inner.call(request));
-        let answer = async move {
-            let result = tokio::select! {
-                biased;
-                result = response => result,
-                () = limit => Ok(late(deadline).into_http()),
-            };
-            observed.end(result.as_ref().map_or(Code::Unknown, code));
+        let limit = sleep_until(rpc.started + deadline);
+        let response = rpc.span.in_scope(|| self.inner.call(request));
+        Box::pin(async move {
+            let (mut response, mut limit) = (pin!(response), pin!(limit));
+            let result = poll_fn(|cx| {
+                let _entered = rpc.span.enter();
+                if let answer @ Poll::Ready(_) = response.as_mut().poll(cx) {
+                    return answer;
+                }
+                let late = || Ok(late(deadline).into_http());
+                limit.as_mut().poll(cx).map(|()| late())
+            });
+            let result = result.await;
+            rpc.end(result.as_ref().map_or(Code::Unknown, code));
             result
-        };
-        Box::pin(answer.instrument(span))
+        })
     }
 }
 
@@ -124,22 +132,19 @@ impl Drop for Observed {
         self.span
             .set_attribute("rpc.grpc.status_code", i64::from(i32::from(code)));
         // Whoever calls paths that do not exist must not make up label values.
-        let path = Some(self.path.as_str()).filter(|_| code != Code::Unimplemented);
-        let (service, method) = path
-            .and_then(|path| path.split_once('/'))
-            .unwrap_or(("other", "other"));
+        let rpc = match code {
+            Code::Unimplemented => "other/other",
+            _ => &self.path,
+        };
         let _entered = self.span.enter();
         let duration_ms = elapsed.as_millis();
         if is_failure(code) {
             self.span.record("otel.status_code", "ERROR");
-            warn!(code = name(code), duration_ms, "{service}/{method} failed");
+            warn!(code = name(code), duration_ms, "{rpc} failed");
         } else {
-            debug!(
-                code = name(code),
-                duration_ms, "{service}/{method} answered"
-            );
+            debug!(code = name(code), duration_ms, "{rpc} answered");
         }
-        self.meters.count(service, method, code, elapsed);
+        self.meters.count(rpc, code, elapsed);
     }
 }
 

@@ -13,10 +13,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    service::Routes,
-    transport::{ServerTlsConfig, server::TcpIncoming},
-};
+use tonic::transport::{ServerTlsConfig, server::TcpIncoming};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::ServiceBuilder;
 use tracing::{error, info, warn};
@@ -25,7 +22,7 @@ use self::cut::Cut;
 use crate::{
     caller::{CallerLayer, Rules},
     catalog::CatalogHandle,
-    grpc,
+    grpc::{self, Routes},
     http::harden,
     ops::{self, Phase, Readiness},
     settings::Listen,
@@ -159,9 +156,9 @@ pub struct Server {
     pub name: &'static str,
     /// Its ports.
     pub listeners: Listeners,
-    /// Its gRPC services.
+    /// Its RPCs.
     pub routes: Routes,
-    /// Their full names (`wxhub.token.v1.TokenService`), for health.
+    /// Its gRPC services' full names (`wxhub.token.v1.TokenService`), for health.
     pub grpc_names: &'static [&'static str],
     /// Their file descriptors, for reflection.
     pub descriptors: &'static [u8],
@@ -209,10 +206,7 @@ impl Server {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|error| assembly(error.into()))?;
-        let mut server = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(KEEP_ALIVE))
-            .http2_keepalive_timeout(Some(KEEP_ALIVE))
-            .max_connection_age(CONNECTION_AGE);
+        let mut server = transport();
         if let Some(tls) = self.tls {
             server = server
                 .tls_config(tls)
@@ -228,10 +222,11 @@ impl Server {
                     .layer(grpc::TraceLayer::default())
                     .layer(CallerLayer::new(self.catalog, self.rules)),
             )
-            .add_routes(self.routes)
-            .add_service(health_service)
-            .add_service(reflection)
-            .serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
+            .serve_with_incoming_shutdown(
+                self.routes.beside(health_service).beside(reflection),
+                connections,
+                stop.clone().cancelled_owned(),
+            );
         servers.spawn(async move { ("gRPC", grpc.await.map_err(Into::into)) });
         let http = http::serve(self.listeners.http, harden(self.http), stop.clone());
         servers.spawn(async move {
@@ -288,6 +283,14 @@ impl Server {
         info!(service = name, "stopped");
         failure.map_or(Ok(()), Err)
     }
+}
+
+/// HTTP/2 as every gRPC port speaks it.
+pub fn transport() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .max_connection_age(CONNECTION_AGE)
 }
 
 async fn drain(tasks: &mut Tasks) {

@@ -24,13 +24,13 @@ use service_kit::{
     CatalogHandle, Clock, Problems, Settings,
     catalog::{self, Needs},
     cli,
+    grpc::Routes,
     ops::Readiness,
     run::{self, Listeners, Server, Workers},
     settings::{Listen, Ports},
     storage,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 
 pub use self::{broker::Broker, config::Config, error::Error};
 use self::{credential::store::Store, probe::Prober, random::Random};

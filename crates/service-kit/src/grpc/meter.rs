@@ -3,10 +3,11 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use metrics::{Counter, Histogram};
 use tonic::Code;
 
@@ -19,12 +20,14 @@ const SECONDS: &str = "wxhub_grpc_request_duration_seconds";
 /// gRPC has codes 0 to 16.
 const CODES: usize = 17;
 
-/// The metrics of every RPC that was called, by service and method.
+/// The metrics of every RPC that was called, by its path. Who looks one up waits for nobody.
 #[derive(Default)]
-pub(super) struct Meters(RwLock<HashMap<String, HashMap<String, Arc<Meter>>>>);
+pub(super) struct Meters(ArcSwap<HashMap<String, Arc<Meter>>>);
 
 /// The metrics of one RPC.
 struct Meter {
+    service: String,
+    method: String,
     requests: [OnceLock<Counter>; CODES],
     seconds: Histogram,
 }
@@ -36,37 +39,48 @@ impl fmt::Debug for Meters {
 }
 
 impl Meters {
-    /// Counts an RPC that ended.
-    pub(super) fn count(&self, service: &str, method: &str, code: Code, elapsed: Duration) {
-        let meter = self.known(service, method);
-        let meter = meter.unwrap_or_else(|| self.learn(service, method));
-        if let Some(requests) = usize::try_from(i32::from(code))
-            .ok()
-            .and_then(|code| meter.requests.get(code))
-        {
-            let counter = || metrics::counter!(REQUESTS, "service" => service.to_owned(), "method" => method.to_owned(), "code" => super::name(code));
-            requests.get_or_init(counter).increment(1);
+    /// Counts an RPC that ended. `path` is service and method.
+    pub(super) fn count(&self, path: &str, code: Code, elapsed: Duration) {
+        match self.0.load().get(path) {
+            Some(meter) => meter.count(code, elapsed),
+            None => self.learn(path).count(code, elapsed),
         }
-        meter.seconds.record(elapsed.as_secs_f64());
     }
 
-    fn known(&self, service: &str, method: &str) -> Option<Arc<Meter>> {
-        let meters = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        meters.get(service)?.get(method).cloned()
+    fn learn(&self, path: &str) -> Arc<Meter> {
+        let meter = Arc::new(Meter::new(path));
+        self.0.rcu(|meters| {
+            let mut meters = HashMap::clone(meters);
+            meters.insert(path.to_owned(), Arc::clone(&meter));
+            meters
+        });
+        meter
     }
+}
 
-    fn learn(&self, service: &str, method: &str) -> Arc<Meter> {
+impl Meter {
+    fn new(path: &str) -> Self {
         // Whatever is looked up before there is a recorder counts for nothing, for ever.
         telemetry::metrics_handle();
-        let mut meters = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let methods = meters.entry(service.to_owned()).or_default();
-        let meter = methods.entry(method.to_owned()).or_insert_with(|| {
-            Arc::new(Meter {
-                requests: Default::default(),
-                seconds: metrics::histogram!(SECONDS, "service" => service.to_owned(), "method" => method.to_owned()),
-            })
-        });
-        Arc::clone(meter)
+        let (service, method) = path.split_once('/').unwrap_or((path, ""));
+        let (service, method) = (service.to_owned(), method.to_owned());
+        let seconds =
+            metrics::histogram!(SECONDS, "service" => service.clone(), "method" => method.clone());
+        Self {
+            service,
+            method,
+            requests: Default::default(),
+            seconds,
+        }
+    }
+
+    fn count(&self, code: Code, elapsed: Duration) {
+        let counter = || metrics::counter!(REQUESTS, "service" => self.service.clone(), "method" => self.method.clone(), "code" => super::name(code));
+        let requests = usize::try_from(i32::from(code)).ok();
+        if let Some(requests) = requests.and_then(|code| self.requests.get(code)) {
+            requests.get_or_init(counter).increment(1);
+        }
+        self.seconds.record(elapsed.as_secs_f64());
     }
 }
 
@@ -78,7 +92,7 @@ mod tests {
     fn rpcs_are_counted_by_their_code_and_timed() {
         let meters = Meters::default();
         for code in [Code::Ok, Code::NotFound, Code::Ok] {
-            meters.count("metered.Service", "Call", code, Duration::from_millis(2));
+            meters.count("metered.Service/Call", code, Duration::from_millis(2));
         }
         let metrics = telemetry::metrics_handle().render();
         for (code, count) in [("OK", 2), ("NOT_FOUND", 1)] {

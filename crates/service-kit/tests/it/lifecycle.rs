@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use axum::{Router, routing::get};
 use service_kit::{
     Catalog, CatalogHandle,
+    grpc::Routes,
     ops::Readiness,
     run::{Error, Listeners, Server, Workers},
     settings::Listen,
@@ -16,7 +17,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, service::Routes, transport::Endpoint};
+use tonic::{Code, transport::Endpoint};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::Path};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use service_kit::{
     Catalog, CatalogHandle, Problems, Settings,
+    grpc::Routes,
     ops::Readiness,
     run::{Listeners, Server, Workers},
     settings::Listen,
@@ -12,7 +13,6 @@ use service_kit::{
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 /// An authority, and one certificate of it for `localhost`, as PEM files in `folder`.
