@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     )?;
     // These carry secrets: src/redact.rs prints them without.
     tonic_prost_build::configure()
+        .codec_path("crate::codec::Codec")
         .skip_debug([
             ".wxhub.token.v1.AccessToken",
             ".wxhub.token.v1.Ticket",

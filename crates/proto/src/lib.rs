@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod codec;
 mod redact;
 
 /// The three services' file descriptors, as gRPC reflection serves them.
