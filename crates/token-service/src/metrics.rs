@@ -1,6 +1,9 @@
 //! What token-service counts.
 
-use std::time::SystemTime;
+use std::{sync::LazyLock, time::SystemTime};
+
+use metrics::Counter;
+use service_kit::telemetry;
 
 use crate::credential::{Kind, slot::State};
 
@@ -54,10 +57,21 @@ pub(crate) fn describe() {
 }
 
 /// Where a read was answered from.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Read {
     Memory,
     Waited,
+}
+
+impl Read {
+    const ALL: [Self; 2] = [Self::Memory, Self::Waited];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Waited => "waited",
+        }
+    }
 }
 
 /// How a refresh ended.
@@ -79,11 +93,23 @@ pub(crate) enum Report {
 }
 
 pub(crate) fn read(kind: Kind, source: Read) {
-    let source = match source {
-        Read::Memory => "memory",
-        Read::Waited => "waited",
-    };
-    metrics::counter!(READS, "credential" => kind.as_str(), "source" => source).increment(1);
+    /// To look a counter up by its labels costs as much as a read.
+    static COUNTERS: LazyLock<Vec<(Kind, Read, Counter)>> = LazyLock::new(|| {
+        // What is looked up before there is a recorder counts for nothing, for ever.
+        telemetry::metrics_handle();
+        let pairs = Kind::ALL
+            .into_iter()
+            .flat_map(|kind| Read::ALL.map(|source| (kind, source)));
+        let counter = |(kind, source): (Kind, Read)| {
+            let counter = metrics::counter!(READS, "credential" => kind.as_str(), "source" => source.as_str());
+            (kind, source, counter)
+        };
+        pairs.map(counter).collect()
+    });
+    let mut counters = COUNTERS.iter();
+    if let Some((_, _, counter)) = counters.find(|known| (known.0, known.1) == (kind, source)) {
+        counter.increment(1);
+    }
 }
 
 pub(crate) fn refreshed(app: &str, kind: Kind, outcome: Refresh) {
