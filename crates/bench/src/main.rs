@@ -4,6 +4,7 @@
 //! time.
 
 mod empty;
+mod load;
 mod stats;
 mod token;
 mod world;
@@ -25,11 +26,13 @@ enum What {
 }
 
 fn main() -> anyhow::Result<()> {
-    let What::Token = Cli::parse().what;
+    let what = Cli::parse().what;
     cli::runtime()?.block_on(async {
         // As in production: what logs, spans and metrics cost is part of it.
         let telemetry = telemetry::init("bench")?;
-        let measured = token::run().await;
+        let measured = match what {
+            What::Token => token::run().await,
+        };
         telemetry.shutdown().await;
         measured
     })

@@ -20,6 +20,7 @@ pub(crate) fn median(values: Vec<f64>) -> f64 {
 }
 
 /// A figure beside its goal.
+#[derive(Clone, Copy)]
 pub(crate) enum Goal {
     /// No less than this.
     AtLeast(f64),
@@ -27,15 +28,29 @@ pub(crate) enum Goal {
     AtMost(f64),
 }
 
+/// A small number as a figure.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "counts of a benchmark are small"
+)]
+pub(crate) fn count(number: usize) -> f64 {
+    number as f64
+}
+
 /// Prints one line of the table.
 #[expect(clippy::print_stdout, reason = "for the person who typed the command")]
-pub(crate) fn print(what: &str, value: f64, unit: &str, goal: &Goal) {
-    let (sign, goal, met) = match *goal {
-        Goal::AtLeast(goal) => (">=", goal, value >= goal),
-        Goal::AtMost(goal) => ("<=", goal, value <= goal),
+pub(crate) fn print(what: &str, value: f64, unit: &str, goal: Option<Goal>) {
+    let goal = match goal {
+        None => String::new(),
+        Some(Goal::AtLeast(goal)) => told(">=", goal, unit, value >= goal),
+        Some(Goal::AtMost(goal)) => told("<=", goal, unit, value <= goal),
     };
+    println!("{what:<72} {value:>9.3} {unit:<3}{goal}");
+}
+
+fn told(sign: &str, goal: f64, unit: &str, met: bool) -> String {
     let verdict = if met { "" } else { "  MISSED" };
-    println!("{what:<72} {value:>9.3} {unit:<3} (goal {sign} {goal} {unit}){verdict}");
+    format!(" (goal {sign} {goal} {unit}){verdict}")
 }
 
 #[cfg(test)]

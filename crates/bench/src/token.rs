@@ -1,40 +1,26 @@
 //! token-service and token-client.
 
-use std::{
-    future::Future,
-    net::SocketAddr,
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::{Instant, SystemTime};
 
 use anyhow::Context as _;
-use futures_util::future::try_join_all;
-use rustix::time::{ClockId, clock_gettime};
 use sandbox::Fault;
 use service_kit::Clock;
 use test_support::Redis;
 use token_client::TokenClient;
 use tokio::{task::JoinSet, time::timeout};
-use tonic::{
-    Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::Status;
 use wechat::AppId;
 
 use crate::{
-    empty,
-    stats::{Goal, median, percentile, print},
+    load::{self, CONNECTIONS, Goals, LONGEST, connect, processor_time},
+    stats::{Goal, count, median, print},
     world::{STABLE_TOKEN, World, app_id, get},
 };
 
-/// Each figure is the median of so many rounds; an odd number.
+/// What [`app_id`] makes of 0, so that no call pays for it.
+const FIRST_APP: &str = "wx0000000000000000";
+/// Reads from memory and from Redis take turns so often; an odd number.
 const ROUNDS: usize = 7;
-/// Connections of a load, and calls that are under way at once on each.
-const CONNECTIONS: usize = 4;
-const IN_FLIGHT: usize = 8;
-/// Calls of one worker in one round.
-const CALLS: usize = 200;
-/// No load takes longer.
-const LONGEST: Duration = Duration::from_secs(60);
 /// Reads from memory that are timed as one: a clock costs as much as a read.
 const BATCH: u32 = 100;
 const BATCHES: usize = 2_000;
@@ -58,93 +44,15 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     refresh().await.context("refreshing")
 }
 
-/// How a round of one side went.
-struct Round {
-    per_second: f64,
-    p99: f64,
-}
-
 /// GetAccessToken beside an empty RPC.
 async fn rpc() -> anyhow::Result<()> {
     let world = World::start(1, None).await?;
-    let tokens = connect(world.grpc, CONNECTIONS).await?;
-    let empties = connect(empty::serve().await?, CONNECTIONS).await?;
-    let token = |channel| async { get(channel, 0).await.map(drop) };
-    // Warm connections, a warm cache.
-    load(&tokens, token).await?;
-    load(&empties, empty::call).await?;
-    let (mut throughput, mut p99) = (Vec::new(), Vec::new());
-    for round in 0..ROUNDS {
-        // Neither is always the first.
-        let (ours, empty) = if round % 2 == 0 {
-            let ours = load(&tokens, token).await?;
-            (ours, load(&empties, empty::call).await?)
-        } else {
-            let empty = load(&empties, empty::call).await?;
-            (load(&tokens, token).await?, empty)
-        };
-        throughput.push(ours.per_second / empty.per_second);
-        p99.push(ours.p99 / empty.p99);
-    }
-    print(
-        "GetAccessToken: throughput, of an empty RPC's",
-        median(throughput),
-        "x",
-        &Goal::AtLeast(0.9),
-    );
-    print(
-        "GetAccessToken: p99, of an empty RPC's",
-        median(p99),
-        "x",
-        &Goal::AtMost(1.5),
-    );
-    Ok(())
-}
-
-async fn connect(addr: SocketAddr, connections: usize) -> anyhow::Result<Vec<Channel>> {
-    let endpoint = Endpoint::try_from(format!("http://{addr}"))?.tcp_nodelay(true);
-    let channels = (0..connections).map(|_| {
-        let endpoint = endpoint.clone();
-        // Its connection is made now: no round pays for it.
-        async move { endpoint.connect().await }
-    });
-    Ok(try_join_all(channels).await?)
-}
-
-/// Keeps every connection busy until all calls are made.
-async fn load<F>(
-    channels: &[Channel],
-    call: impl Fn(Channel) -> F + Copy + Send + 'static,
-) -> anyhow::Result<Round>
-where
-    F: Future<Output = Result<(), Status>> + Send,
-{
-    let mut workers = JoinSet::new();
-    let started = Instant::now();
-    for channel in channels {
-        for _ in 0..IN_FLIGHT {
-            let channel = channel.clone();
-            workers.spawn(async move {
-                let mut seconds = Vec::with_capacity(CALLS);
-                for _ in 0..CALLS {
-                    let started = Instant::now();
-                    call(channel.clone()).await?;
-                    seconds.push(started.elapsed().as_secs_f64());
-                }
-                Ok::<_, Status>(seconds)
-            });
-        }
-    }
-    let outcomes = timeout(LONGEST, workers.join_all())
-        .await
-        .context("the load did not end in time")?;
-    let took = started.elapsed().as_secs_f64();
-    let seconds: Result<Vec<_>, _> = outcomes.into_iter().collect();
-    let seconds = seconds?.concat();
-    Ok(Round {
-        per_second: count(seconds.len()) / took,
-        p99: percentile(seconds, 0.99),
-    })
+    let call = |channel| async { get(channel, FIRST_APP.to_owned()).await.map(drop) };
+    let goals = Goals {
+        throughput: 0.9,
+        p99: Some(1.5),
+    };
+    load::beside_empty("GetAccessToken", world.grpc, call, &goals).await
 }
 
 /// A read from token-client's memory beside one from Redis.
@@ -191,13 +99,13 @@ async fn memory() -> anyhow::Result<()> {
         "token_client.access_token(): p50",
         median(nanos),
         "ns",
-        &Goal::AtMost(200.0),
+        Some(Goal::AtMost(200.0)),
     );
     print(
         "A GET from Redis on loopback: p50, of token_client.access_token()'s",
         median(ratios),
         "x",
-        &Goal::AtLeast(100.0),
+        Some(Goal::AtLeast(100.0)),
     );
     Ok(())
 }
@@ -213,7 +121,7 @@ async fn cold() -> anyhow::Result<()> {
     let mut callers = JoinSet::new();
     for channel in channels.iter().cycle().take(CALLERS) {
         let channel = channel.clone();
-        callers.spawn(async move { get(channel, 0).await.map(|token| token.version) });
+        callers.spawn(async move { get(channel, app_id(0)).await.map(|token| token.version) });
     }
     let answers = timeout(LONGEST, callers.join_all())
         .await
@@ -225,7 +133,7 @@ async fn cold() -> anyhow::Result<()> {
         "10,000 callers of a cold cache: calls to WeChat",
         count(usize::try_from(calls)?),
         "",
-        &Goal::AtMost(1.0),
+        Some(Goal::AtMost(1.0)),
     );
     Ok(())
 }
@@ -243,7 +151,7 @@ async fn refresh() -> anyhow::Result<()> {
         workers.spawn(async move {
             let mut refresh_times = Vec::new();
             for app in (worker..APPS).step_by(REFRESHES) {
-                refresh_times.push(get(channel.clone(), app).await?.refresh_time);
+                refresh_times.push(get(channel.clone(), app_id(app)).await?.refresh_time);
             }
             Ok::<_, Status>(refresh_times)
         });
@@ -263,27 +171,13 @@ async fn refresh() -> anyhow::Result<()> {
         "A refresh: processor time, callers and WeChat included",
         cost * 1e3,
         "ms",
-        &Goal::AtMost(72.0),
+        Some(Goal::AtMost(72.0)),
     );
     print(
         "1,000 apps, each refreshed in time: share of one core",
         count(APPS) * cost / period * 100.0,
         "%",
-        &Goal::AtMost(1.0),
+        Some(Goal::AtMost(1.0)),
     );
     Ok(())
-}
-
-fn processor_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
-    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "counts of a benchmark are small"
-)]
-fn count(number: usize) -> f64 {
-    number as f64
 }

@@ -112,11 +112,9 @@ impl World {
     }
 }
 
-/// One read of app number `app`.
-pub(crate) async fn get(channel: Channel, app: usize) -> Result<AccessToken, Status> {
-    let mut request = Request::new(GetAccessTokenRequest {
-        app_id: app_id(app),
-    });
+/// One read of an app.
+pub(crate) async fn get(channel: Channel, app_id: String) -> Result<AccessToken, Status> {
+    let mut request = Request::new(GetAccessTokenRequest { app_id });
     let bearer = MetadataValue::from_static("Bearer dev-key");
     request.metadata_mut().insert("authorization", bearer);
     let mut client = TokenServiceClient::new(channel);
