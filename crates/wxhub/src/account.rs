@@ -3,24 +3,22 @@
 //! A password is asked for without echo, twice, or is the first line of a stdin that is no terminal. It is never an
 //! argument: those are seen by everybody on the machine, and kept in a shell's history.
 
-use std::{
-    fmt::Write as _,
-    io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _},
-    time::SystemTime,
-};
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
 
 use anyhow::{Context as _, bail};
-use prost_types::Timestamp;
 use proto::auth::v1::{
     self as wire, Binding, CreateAccountRequest, DeleteAccountRequest, DeleteBindingRequest,
-    GetAccountRequest, SetAccountPasswordRequest, auth_service_client::AuthServiceClient,
+    GetAccountRequest, SetAccountPasswordRequest,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
-use service_kit::{Problems, Settings, client::PeerChannel, telemetry};
-use tonic::Status;
+use service_kit::telemetry;
 
-use crate::token::Refused;
+use crate::{
+    auth::{Connection, refused},
+    operator::{self, print},
+    table::{aligned, rfc_3339, to_the_second},
+};
 
 /// Bytes of the longest line that is read as a password: more than any password has.
 const LINE_MAX: u64 = 4 * 1024;
@@ -67,56 +65,12 @@ struct Account {
     account: String,
 }
 
-/// How to reach auth-service, by the names that the services use.
-#[derive(Debug, clap::Args)]
-struct Connection {
-    /// auth-service's gRPC; several endpoints, separated by commas, are balanced
-    #[arg(
-        long,
-        env = "WXHUB_AUTH_URL",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:50052",
-        global = true
-    )]
-    auth_url: String,
-    /// The key of a caller with the scopes that the verb needs; of `wxhub dev` it is `dev-key`
-    #[arg(
-        long,
-        env = "WXHUB_CALLER_KEY",
-        value_name = "KEY",
-        hide_env_values = true,
-        global = true
-    )]
-    caller_key: Option<SecretString>,
-    /// With https://: the authority to trust (PEM) [default: the system's]
-    #[arg(long, env = "WXHUB_TLS_CA", value_name = "PATH", global = true)]
-    tls_ca: Option<String>,
-    /// Where auth-service demands one: the client certificate (PEM)
-    #[arg(long, env = "WXHUB_TLS_CERT", value_name = "PATH", global = true)]
-    tls_cert: Option<String>,
-    /// Its key (PEM)
-    #[arg(long, env = "WXHUB_TLS_KEY", value_name = "PATH", global = true)]
-    tls_key: Option<String>,
-}
-
-impl Connection {
-    fn open(self) -> Result<AuthServiceClient<PeerChannel>, Problems> {
-        let settings = Settings {
-            auth_url: Some(self.auth_url),
-            caller_key: self.caller_key,
-            tls_ca: self.tls_ca,
-            tls_cert: self.tls_cert,
-            tls_key: self.tls_key,
-            ..Settings::default()
-        };
-        let mut problems = Problems::default();
-        let peer = settings.auth_service(&mut problems);
-        Ok(AuthServiceClient::new(problems.or(peer)?.channel()))
-    }
-}
-
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     telemetry::install_tls_provider();
+    operator::outcome(act(args).await)
+}
+
+async fn act(args: Args) -> anyhow::Result<()> {
     let json = args.json;
     let mut rpc = args.connection.open()?;
     match args.verb {
@@ -156,10 +110,6 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-fn refused(status: Status) -> Refused {
-    Refused::by("auth-service", status)
-}
-
 /// Asks for a new password, or reads it.
 fn password() -> anyhow::Result<SecretString> {
     if io::stdin().is_terminal() {
@@ -183,13 +133,11 @@ fn password() -> anyhow::Result<SecretString> {
 
 fn show(account: Option<wire::Account>, json: bool) -> anyhow::Result<()> {
     let account = account.context("auth-service's answer has no account")?;
-    let text = if json {
+    print(&if json {
         in_json(&account).to_string()
     } else {
-        in_lines(&account)?
-    };
-    writeln!(io::stdout(), "{text}")?;
-    Ok(())
+        in_lines(&account)
+    })
 }
 
 fn in_json(account: &wire::Account) -> Value {
@@ -209,36 +157,29 @@ fn in_json(account: &wire::Account) -> Value {
     })
 }
 
-fn in_lines(account: &wire::Account) -> Result<String, std::fmt::Error> {
-    let mut lines = format!("account   {}", account.account);
-    write!(lines, "\nmade      {}", rfc_3339(account.create_time))?;
-    write!(lines, "\npassword  {}", rfc_3339(account.password_time))?;
-    for binding in &account.bindings {
-        let (app_id, open_id, time) = (
-            &binding.app_id,
-            &binding.open_id,
-            rfc_3339(binding.create_time),
-        );
-        // It is whatever its owner likes: no line break of theirs is one of ours.
-        let nickname = &binding.nickname;
-        write!(
-            lines,
-            "\nbound     {app_id}  {open_id}  {nickname:?}  {time}"
-        )?;
-    }
-    Ok(lines)
-}
-
-/// To the second.
-fn rfc_3339(time: Option<Timestamp>) -> String {
-    let Some(time) = time.map(|time| Timestamp { nanos: 0, ..time }) else {
-        return String::new();
-    };
-    SystemTime::try_from(time).map_or_else(|_| String::new(), |_| time.to_string())
+fn in_lines(account: &wire::Account) -> String {
+    let mut rows = vec![
+        vec!["account".to_owned(), account.account.clone()],
+        vec!["made".to_owned(), to_the_second(account.create_time)],
+        vec!["password".to_owned(), to_the_second(account.password_time)],
+    ];
+    rows.extend(account.bindings.iter().map(|binding| {
+        let bound = [
+            binding.app_id.clone(),
+            binding.open_id.clone(),
+            // It is whatever its owner likes: no line break of theirs is one of ours.
+            format!("{:?}", binding.nickname),
+            to_the_second(binding.create_time),
+        ];
+        vec!["bound".to_owned(), bound.join("  ")]
+    }));
+    aligned(&rows)
 }
 
 #[cfg(test)]
 mod tests {
+    use prost_types::Timestamp;
+
     use super::*;
 
     #[test]
@@ -260,7 +201,7 @@ mod tests {
             }],
         };
         assert_eq!(
-            in_lines(&account).unwrap(),
+            in_lines(&account),
             "account   wang\n\
              made      2026-11-18T11:06:40Z\n\
              password  2026-11-18T11:06:40Z\n\
