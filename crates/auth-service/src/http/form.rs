@@ -64,11 +64,20 @@ pub(super) fn see_other(
     location: &str,
     cookies: impl IntoIterator<Item = HeaderValue>,
 ) -> Response {
+    redirect(StatusCode::SEE_OTHER, location, cookies)
+}
+
+/// Sends the browser elsewhere.
+pub(super) fn redirect(
+    status: StatusCode,
+    location: &str,
+    cookies: impl IntoIterator<Item = HeaderValue>,
+) -> Response {
     let Ok(location) = HeaderValue::from_str(location) else {
         // Whatever it was made of is encoded in it.
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
-    let mut response = StatusCode::SEE_OTHER.into_response();
+    let mut response = status.into_response();
     let headers = response.headers_mut();
     headers.insert(header::LOCATION, location);
     headers.insert(header::CACHE_CONTROL, NO_STORE);

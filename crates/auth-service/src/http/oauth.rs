@@ -2,25 +2,24 @@
 
 use std::sync::Arc;
 
-use askama::Template;
 use axum::{
     Router,
     extract::{Path, RawQuery, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
+    response::Response,
     routing::get,
 };
 use service_kit::{App, AppKind};
 use url::form_urlencoded;
 use wechat::OAuthScope;
 
-use super::{NO_STORE, browser};
+use super::{browser, form::redirect, problem};
 use crate::{
     Auth,
     error::Error,
     metrics,
     oauth::{self, Ask, Callback, Names, Next, Refused, ReturnTo},
-    page::{self, Language},
+    page::Language,
 };
 
 /// Bytes of the longest code that is looked at.
@@ -50,7 +49,7 @@ async fn start(
         Err(problem) => Err(problem.clone()),
     };
     match next {
-        Ok(Next::Back(location)) => redirect(&location, []),
+        Ok(Next::Back(location)) => found(&location, []),
         Ok(Next::WeChat { url, names }) => {
             let cookie = (names.cookie(), names.secret());
             let mut cookies = vec![auth.cookies.set(&cookie.0, cookie.1, Some(oauth::LIFE))];
@@ -62,7 +61,7 @@ async fn start(
                     .map(|(start, _)| auth.cookies.clear(&format!("{}{start}", oauth::COOKIE)));
                 cookies.extend(forgotten);
             }
-            redirect(url.as_str(), cookies)
+            found(url.as_str(), cookies)
         }
         Err(problem) => {
             let app = ask.as_ref().map_or("", |ask| ask.app.name.as_str());
@@ -107,20 +106,25 @@ async fn callback(
     headers: HeaderMap,
 ) -> Response {
     let query = query.unwrap_or_default();
-    let finish = async {
-        let callback = back(&auth, &app, &query, &headers)?;
-        let (app, cookie) = (Arc::clone(&callback.app), callback.names.clone());
-        let returned = auth.oauth.callback(callback).await?;
-        // The same callback is answered again for a while, and until then it needs its cookie.
-        let left = Some(oauth::REPEATED);
-        let mut cookies = vec![auth.cookies.set(&cookie.cookie(), cookie.secret(), left)];
-        let session = returned.session.as_ref();
-        cookies.extend(session.map(|token| browser::keep(&auth, &app, token)));
-        Ok(redirect(&returned.location, cookies))
+    let callback = match back(&auth, &app, &query, &headers) {
+        Ok(callback) => callback,
+        Err(problem) => {
+            metrics::oauth("", problem.outcome());
+            return problem.page(&query, &headers);
+        }
     };
-    finish
-        .await
-        .unwrap_or_else(|problem: Problem| problem.page(&query, &headers))
+    let (app, names) = (Arc::clone(&callback.app), callback.names.clone());
+    match auth.oauth.callback(callback).await {
+        Ok(returned) => {
+            // The same callback is answered again for a while, and until then it needs its cookie.
+            let left = Some(oauth::REPEATED);
+            let mut cookies = vec![auth.cookies.set(&names.cookie(), names.secret(), left)];
+            let session = returned.session.as_ref();
+            cookies.extend(session.map(|token| browser::keep(&auth, &app, token)));
+            found(&returned.location, cookies)
+        }
+        Err(error) => Problem::from(error).page(&query, &headers),
+    }
 }
 
 fn back(auth: &Auth, app: &str, query: &str, headers: &HeaderMap) -> Result<Callback, Problem> {
@@ -133,12 +137,8 @@ fn back(auth: &Auth, app: &str, query: &str, headers: &HeaderMap) -> Result<Call
     let names = Names::cookie_of(&state)
         .and_then(|cookie| auth.cookies.get(headers, &cookie))
         .and_then(|secret| Names::parse(&state, secret));
-    let Some(names) = names else {
-        metrics::oauth(&app.name, Problem::State.outcome());
-        return Err(Problem::State);
-    };
     Ok(Callback {
-        names,
+        names: names.ok_or(Problem::State)?,
         code,
         client: super::text(headers, header::USER_AGENT).to_owned(),
         replaced: browser::session_with(auth, headers, &app),
@@ -155,21 +155,9 @@ fn one(query: &str, name: &str) -> Result<Option<String>, Problem> {
     }
 }
 
-fn redirect(location: &str, cookies: impl IntoIterator<Item = HeaderValue>) -> Response {
-    let Ok(location) = HeaderValue::from_str(location) else {
-        // It was checked to be visible ASCII.
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    };
-    let mut response = StatusCode::FOUND.into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::LOCATION, location);
-    headers.insert(header::CACHE_CONTROL, NO_STORE);
-    let no_referrer = HeaderValue::from_static("no-referrer");
-    headers.insert(header::REFERRER_POLICY, no_referrer);
-    for cookie in cookies {
-        headers.append(header::SET_COOKIE, cookie);
-    }
-    response
+/// As WeChat's own pages do it.
+fn found(location: &str, cookies: impl IntoIterator<Item = HeaderValue>) -> Response {
+    redirect(StatusCode::FOUND, location, cookies)
 }
 
 /// Why the browser is sent nowhere.
@@ -215,15 +203,6 @@ impl From<Error> for Problem {
             }
         }
     }
-}
-
-#[derive(Template)]
-#[template(path = "oauth_problem.html")]
-struct Page {
-    language: Language,
-    heading: &'static str,
-    advice: &'static str,
-    detail: String,
 }
 
 impl Problem {
@@ -283,21 +262,10 @@ impl Problem {
                 ],
             ),
         };
-        let [heading, advice] = match language {
+        let text = match language {
             Language::Chinese => zh,
             Language::English => en,
         };
-        let page = Page {
-            language,
-            heading,
-            advice,
-            detail: self.to_string(),
-        };
-        let mut response = page::respond(status, &page);
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            let moment = HeaderValue::from_static("1");
-            response.headers_mut().insert(header::RETRY_AFTER, moment);
-        }
-        response
+        problem::page(status, language, text, &self.to_string())
     }
 }

@@ -15,10 +15,33 @@ use crate::{
 
 #[derive(Template)]
 #[template(path = "problem.html")]
-struct Page {
+struct Page<'a> {
     language: Language,
     heading: &'static str,
     advice: &'static str,
+    detail: &'a str,
+}
+
+/// Tells a person that something failed, what to do about it and, where it is not empty, a detail for whoever made the
+/// link.
+pub(super) fn page(
+    status: StatusCode,
+    language: Language,
+    [heading, advice]: [&'static str; 2],
+    detail: &str,
+) -> Response {
+    let page = Page {
+        language,
+        heading,
+        advice,
+        detail,
+    };
+    let mut response = page::respond(status, &page);
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        let soon = HeaderValue::from_static("1");
+        response.headers_mut().insert(header::RETRY_AFTER, soon);
+    }
+    response
 }
 
 /// Tells a failure to a person: what to do about it, and nothing of our insides.
@@ -51,15 +74,5 @@ pub(super) fn respond(auth: &Auth, error: &Error, language: Language) -> Respons
             language.pick("请稍后再试。", "Try again later."),
         ),
     };
-    let page = Page {
-        language,
-        heading,
-        advice,
-    };
-    let mut response = page::respond(status, &page);
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        let soon = HeaderValue::from_static("1");
-        response.headers_mut().insert(header::RETRY_AFTER, soon);
-    }
-    response
+    page(status, language, [heading, advice], "")
 }

@@ -16,6 +16,7 @@ use reqwest::{
 use sandbox::Authorize;
 use serde_json::{Value, json};
 use service_kit::{run::Listeners, settings::DatabaseUrl};
+use test_support::Redis;
 use tokio::task::JoinSet;
 use tonic::Code;
 
@@ -759,6 +760,21 @@ async fn with_redis_away_a_sign_in_is_answered_at_once_and_can_be_reloaded() {
     })
     .await;
     me(&browser).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_database_away_the_page_is_told() {
+    let world = World::start(Setup {
+        redis: Some(Redis::start().await),
+        database: Some(DatabaseUrl::new("mysql://root@127.0.0.1:9/wxhub")),
+        ..Setup::default()
+    })
+    .await;
+    let browser = world.browser();
+    let url = round_trip(&world, &browser, "snsapi_base", |_| {}).await;
+    let error = parameter(&url, "error");
+    assert_eq!(error.as_deref(), Some("temporarily_unavailable"));
+    assert!(!browser.cookies().contains_key("wxhub_session_news"));
 }
 
 #[tokio::test]
