@@ -4,6 +4,7 @@ mod account;
 mod bind;
 mod browser;
 mod data;
+mod debug;
 mod form;
 mod jssdk;
 mod oauth;
@@ -13,7 +14,9 @@ mod session;
 use axum::{
     Router,
     extract::{Path, State},
-    http::{HeaderMap, HeaderName, HeaderValue},
+    http::{HeaderMap, HeaderName, HeaderValue, header},
+    middleware,
+    response::Response,
     routing::get,
 };
 use service_kit::http;
@@ -37,7 +40,28 @@ pub(crate) fn router(auth: Auth) -> Router {
         .merge(jssdk::routes())
         .route("/page.css", get(page::style))
         .route("/{file}", get(verify_file))
+        .layer(middleware::map_response_with_state(
+            auth.clone(),
+            https_alone,
+        ))
         .with_state(auth)
+}
+
+/// Where browsers see HTTPS, they are to see nothing else for two years.
+async fn https_alone(State(auth): State<Auth>, mut response: Response) -> Response {
+    let url = auth.public_url.as_ref();
+    if url.is_some_and(|url| url.scheme() == "https") {
+        response.headers_mut().insert(
+            header::STRICT_TRANSPORT_SECURITY,
+            HeaderValue::from_static("max-age=63072000; includeSubDomains"),
+        );
+    }
+    response
+}
+
+/// What `wxhub dev` serves beside them.
+pub(crate) fn debug_router(auth: Auth) -> Router {
+    debug::routes().with_state(auth)
 }
 
 /// `GET /MP_verify_xxx.txt`: WeChat fetches it before it saves a domain.

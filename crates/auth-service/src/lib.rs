@@ -80,6 +80,7 @@ const NEEDS: Needs = Needs {
 pub struct App {
     server: Server,
     addrs: Listen,
+    auth: Auth,
 }
 
 /// Why the service cannot be built.
@@ -331,11 +332,24 @@ impl App {
             rules: grpc::RULES,
             catalog,
             tls: config.tls,
-            http: http::router(auth),
+            http: http::router(auth.clone()),
             readiness,
             workers,
         };
-        Ok(Self { server, addrs })
+        Ok(Self {
+            server,
+            addrs,
+            auth,
+        })
+    }
+
+    /// Serves the page `/debug`, too, by which a developer tries everything without WeChat. There is no setting for it:
+    /// `wxhub dev` alone calls this.
+    #[must_use]
+    pub fn with_debug_page(mut self) -> Self {
+        let debug = http::debug_router(self.auth.clone());
+        self.server.http = self.server.http.merge(debug);
+        self
     }
 
     /// Where it listens.

@@ -5,13 +5,15 @@ use std::time::Duration;
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{self, Query, rejection::QueryRejection},
-    http::StatusCode,
+    extract::{self, Query, Request, rejection::QueryRejection},
+    http::{HeaderValue, StatusCode, header},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use url::{Host, Url};
 
 use crate::{
     fault::Fault,
@@ -39,6 +41,33 @@ pub(crate) fn routes() -> Router<State> {
         .route("/sandbox/reset-secret", post(reset_secret))
         .route("/sandbox/clock", post(clock))
         .route("/sandbox/{*unknown}", axum::routing::any(unknown))
+        .layer(middleware::from_fn(tell_local_pages))
+}
+
+/// Lets pages on this machine read the answers: wxhub's debug page plays the phone by them. No page of the web may.
+async fn tell_local_pages(request: Request, next: Next) -> Response {
+    let origin = request.headers().get(header::ORIGIN);
+    let origin = origin.filter(|origin| is_local(origin)).cloned();
+    let mut response = next.run(request).await;
+    if let Some(origin) = origin {
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+    }
+    response
+}
+
+fn is_local(origin: &HeaderValue) -> bool {
+    let url = origin
+        .to_str()
+        .ok()
+        .and_then(|origin| Url::parse(origin).ok());
+    url.is_some_and(|url| match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    })
 }
 
 #[derive(Deserialize)]

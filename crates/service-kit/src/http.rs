@@ -10,7 +10,7 @@ use axum::{
     Router,
     body::Bytes,
     extract::{DefaultBodyLimit, FromRequest, MatchedPath, Request, rejection::BytesRejection},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -31,6 +31,25 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const REQUESTS: &str = "wxhub_http_requests_total";
 /// Seconds until the response's head, by method and route.
 const SECONDS: &str = "wxhub_http_request_duration_seconds";
+
+/// What browsers are told of every answer that does not say otherwise: it is what its `Content-Type` says, loads and
+/// runs nothing, is framed by nobody, and its URL, which may hold a code, goes to nobody.
+const GUARD: [(HeaderName, HeaderValue); 3] = [
+    (
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    ),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'none'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'",
+        ),
+    ),
+    (
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    ),
+];
 
 /// Adds to `router` what every HTTP port has, unknown paths and methods included.
 pub fn harden(router: Router) -> Router {
@@ -88,6 +107,9 @@ async fn observe(request: Request, next: Next) -> Response {
             response = error.render(request_id);
             headers.extend(mem::take(response.headers_mut()));
             *response.headers_mut() = headers;
+        }
+        for (name, value) in GUARD {
+            response.headers_mut().entry(name).or_insert(value);
         }
         if let Ok(value) = HeaderValue::from_str(&request_id.to_string()) {
             response.headers_mut().insert("x-request-id", value);
@@ -380,6 +402,32 @@ mod tests {
                 )
                 .layer(middleware::map_response(shared)),
         )
+    }
+
+    #[tokio::test]
+    async fn every_answer_is_guarded_and_an_error_keeps_what_layers_said() {
+        let inner = Router::new().route(
+            "/away",
+            get(|| async { Error::from(status::store_unavailable("Redis")) }),
+        );
+        let inner = inner.layer(middleware::map_response(|mut response: Response| async {
+            let headers = response.headers_mut();
+            headers.insert(header::VARY, HeaderValue::from_static("origin"));
+            response
+        }));
+        for path in ["/away", "/nothing"] {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            let response = harden(inner.clone()).oneshot(request).await.unwrap();
+            let headers = response.headers();
+            assert_eq!(headers[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+            assert_eq!(headers[header::REFERRER_POLICY], "no-referrer");
+            let policy = headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
+            for directive in ["object-src", "base-uri", "frame-ancestors"] {
+                assert!(policy.contains(&format!("{directive} 'none'")), "{policy}");
+            }
+            assert_eq!(headers.contains_key(header::VARY), path == "/away");
+            assert_eq!(headers[header::CONTENT_TYPE], "application/json");
+        }
     }
 
     async fn ask(

@@ -131,30 +131,23 @@ impl Dev {
             caller_key: Some(args.caller_key.clone()),
             ..Settings::default()
         };
-        let token = token_service::App::build(
-            configure::<token_service::TokenService>(&settings(
-                addrs.token.http,
-                folder.database("token")?,
-            ))?,
-            bound.token,
-        )
-        .await?;
-        let auth = auth_service::App::build(
-            configure::<auth_service::AuthService>(&settings(
-                addrs.auth.http,
-                folder.database("auth")?,
-            ))?,
-            bound.auth,
-        )
-        .await?;
-        let push = push_service::App::build(
-            configure::<push_service::PushService>(&settings(
-                addrs.push.http,
-                folder.database("push")?,
-            ))?,
-            bound.push,
-        )
-        .await?;
+        // Each is built on the heap: all that they are made of would be too much for one stack.
+        let token = configure::<token_service::TokenService>(&settings(
+            addrs.token.http,
+            folder.database("token")?,
+        ))?;
+        let token = Box::pin(token_service::App::build(token, bound.token)).await?;
+        let auth = configure::<auth_service::AuthService>(&settings(
+            addrs.auth.http,
+            folder.database("auth")?,
+        ))?;
+        let auth = Box::pin(auth_service::App::build(auth, bound.auth)).await?;
+        let auth = auth.with_debug_page();
+        let push = configure::<push_service::PushService>(&settings(
+            addrs.push.http,
+            folder.database("push")?,
+        ))?;
+        let push = Box::pin(push_service::App::build(push, bound.push)).await?;
         let callbacks = format!("http://{}", addrs.push.http);
         let sandbox =
             sandbox::Sandbox::build(sandbox::Config::dev(&callbacks), bound.sandbox).await?;

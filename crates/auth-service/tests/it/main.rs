@@ -24,6 +24,8 @@ mod bad_input;
 mod bind;
 mod browser;
 mod cookie_login;
+mod debug;
+mod headers;
 mod jssdk;
 mod login;
 mod oauth;

@@ -250,6 +250,11 @@ impl World {
         self.http.get(url).headers(headers).send().await.unwrap()
     }
 
+    /// What any service answers.
+    pub(crate) async fn fetch(url: &str) -> Response {
+        http_client().get(url).send().await.unwrap()
+    }
+
     /// What a device posts with its session.
     pub(crate) async fn post_as(
         &self,

@@ -38,6 +38,26 @@ async fn a_user_logs_in_submits_a_form_and_writes() {
 }
 
 #[tokio::test]
+async fn pages_of_this_machine_may_read_it_and_no_others() {
+    let world = World::start().await;
+    for (origin, may) in [
+        ("http://127.0.0.1:8081", true),
+        ("http://localhost:3000", true),
+        ("http://[::1]:8081", true),
+        ("https://example.com", false),
+        ("http://localhost.example.com", false),
+        ("http://10.0.0.1", false),
+        ("null", false),
+    ] {
+        let request = world.http.get(format!("{}/sandbox/accounts", world.url));
+        let answer = request.header("origin", origin).send().await.unwrap();
+        let allowed = answer.headers().get("access-control-allow-origin");
+        assert_eq!(allowed.is_some(), may, "{origin}");
+        assert!(allowed.is_none_or(|allowed| allowed == origin));
+    }
+}
+
+#[tokio::test]
 async fn unknown_fields_accounts_and_verbs_are_refused() {
     let world = World::start().await;
     for (verb, body, status, part) in [

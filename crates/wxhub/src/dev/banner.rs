@@ -56,8 +56,13 @@ impl fmt::Display for Banner {
         }
         writeln!(
             f,
-            "  {:<15} {:<17} http://{sandbox}   WeChat; its phone is the page at /\n",
+            "  {:<15} {:<17} http://{sandbox}   WeChat; its phone is the page at /",
             "sandbox", ""
+        )?;
+        writeln!(
+            f,
+            "  {:<15} {:<17} http://{}/debug   signs in, signs for the JS-SDK, decrypts\n",
+            "debug page", "", auth.http
         )?;
 
         writeln!(

@@ -50,7 +50,9 @@ async fn the_phone_opens_a_link_as_its_user_who_is_asked() {
         let language = pick(["zh", "en"]);
         browser.open(&sandbox).await;
         browser.click("#add").await;
-        browser.text("#user option:last-child:not(:first-child):checked").await;
+        browser
+            .text("#user option:last-child:not(:first-child):checked")
+            .await;
         let user = browser.run("return user.value").await;
         browser
             .fill("#link", &format!("{link}#wechat_redirect"))
@@ -88,6 +90,41 @@ async fn the_phone_opens_a_link_as_its_user_who_is_asked() {
             .open(&link.replace("state=S1", "state=S1&forcePopup=true"))
             .await;
         browser.reads("main", "#wechat_redirect").await;
+        browser.complains_of_nothing().await;
+    }
+}
+
+#[tokio::test]
+async fn the_debug_page_signs_in_signs_itself_and_decrypts() {
+    let dev = Dev::start(&[], &[]).await;
+    for (browser, pick) in readers().await {
+        let url = format!("{}/debug", dev.http("auth-service"));
+        browser.open(&url).await;
+        browser
+            .reads("h1", pick(["wxhub 调试页", "wxhub debug page"]))
+            .await;
+        browser.reads("#config", "\"signature\"").await;
+        let nobody = pick(["没有登录", "nobody is signed in"]);
+        browser.reads("#me", nobody).await;
+
+        // One is asked for the nickname, the other not at all.
+        browser.click(pick(["#sign-in", "#sign-in-silently"])).await;
+        if pick(["asked", ""]) == "asked" {
+            browser.click("#allow").await;
+        }
+        browser.reads("#me", "\"open_id\"").await;
+        assert!(browser.at("wxhub_ticket=").await.path() == "/debug");
+        browser.reads("#config", "\"signature\"").await;
+        browser.click("#decrypt").await;
+        browser.reads("#data", "\"openId\"").await;
+        browser.fits().await;
+        browser.run("scrollTo(0, 0)").await;
+        browser
+            .screenshot(&format!("debug-{}", pick(["zh", "en"])))
+            .await;
+
+        browser.click("#sign-out").await;
+        browser.reads("#me", nobody).await;
         browser.complains_of_nothing().await;
     }
 }
