@@ -20,6 +20,7 @@ macro_rules! with_either_store {
     };
 }
 
+mod asvs;
 mod bad_input;
 mod bind;
 mod browser;
