@@ -470,3 +470,179 @@ impl BindFlow {
 fn digest(browser: &str) -> String {
     hex::encode(Sha256::digest(browser))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use sandbox::{Authorize, Sandbox};
+    use service_kit::{Catalog, Sealer, catalog::Needs, settings::DatabaseUrl, storage, telemetry};
+    use tokio::task::JoinSet;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{claim::Claims, migration::Migrator, session::Sessions, user::Users};
+
+    const CATALOG: &str = r#"
+[[apps]]
+app_id = "wx0000000000000002"
+name = "news"
+kind = "official_account"
+secret = "dev-secret-news"
+"#;
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A flow whose clock a test moves, WeChat, and what keeps both.
+    struct World {
+        flow: BindFlow,
+        wechat: sandbox::State,
+        _tasks: JoinSet<()>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl World {
+        async fn new() -> Self {
+            telemetry::install_tls_provider();
+            let accounts = sandbox::Config::dev("http://127.0.0.1:9");
+            let listener = test_support::listener().await;
+            let sandbox = Sandbox::build(accounts, listener).await.unwrap();
+            let open_url: Url = format!("http://{}", sandbox.address()).parse().unwrap();
+            let state = sandbox.state();
+            let mut tasks = JoinSet::new();
+            tasks.spawn(async move { sandbox.run(CancellationToken::new()).await.unwrap() });
+
+            let folder = tempfile::tempdir().unwrap();
+            let url = format!("sqlite://{}/auth.sqlite", folder.path().display());
+            let database = storage::database(&DatabaseUrl::new(url)).await.unwrap();
+            storage::migrate::<Migrator>(&database).await.unwrap();
+            let needs = Needs {
+                app_secrets: true,
+                ..Needs::default()
+            };
+            let catalog = Catalog::parse(CATALOG, needs, |_| None).unwrap();
+            let catalog = CatalogHandle::fixed(catalog);
+            let clock = Clock::tokio(UNIX_EPOCH + Duration::from_secs(1_000_000_000));
+            let sealer = Sealer::ephemeral();
+            let under_way = TaskTracker::new();
+            let tickets = Tickets::new(None, sealer.clone(), clock.clone());
+            let wechat = wechat::ClientOptions::new(open_url.clone());
+            let max_age = Duration::from_secs(86_400);
+            let oauth = OAuth {
+                wechat: wechat::Client::new(wechat).unwrap(),
+                open_url,
+                public_url: None,
+                catalog: catalog.clone(),
+                users: Users::new(database.clone()),
+                sessions: Sessions::in_memory(max_age, sealer.clone(), clock.clone()),
+                tickets: tickets.clone(),
+                claims: Claims::new(None, sealer, clock.clone()),
+                clock: clock.clone(),
+                tasks: under_way.clone(),
+            };
+            let flow = BindFlow {
+                catalog,
+                accounts: Accounts::new(
+                    database.clone(),
+                    None,
+                    tickets.clone(),
+                    clock.clone(),
+                    under_way.clone(),
+                ),
+                bindings: Bindings::new(database, clock.clone()),
+                tickets,
+                oauth,
+                clock,
+                under_way,
+            };
+            Self {
+                flow,
+                wechat: state,
+                _tasks: tasks,
+                _folder: folder,
+            }
+        }
+
+        /// A link, opened by a phone; answers both and the phone's way to WeChat.
+        async fn opened(&self) -> (String, Url) {
+            let app_id = "wx0000000000000002".parse().unwrap();
+            let account = "wang".parse().unwrap();
+            let offer = self.flow.offer(&app_id, &account, None).await.unwrap();
+            let link = offer.ticket.expose().to_owned();
+            let url = self.open(&link).await.unwrap();
+            (link, url)
+        }
+
+        async fn open(&self, link: &str) -> Option<Url> {
+            let redirect_uri = "http://127.0.0.1:9/callback".parse().unwrap();
+            let opened = self.flow.open(link, "phone", &redirect_uri);
+            opened.await.unwrap()
+        }
+
+        /// The user agrees; answers the state and the outcome.
+        async fn finish(&self, url: &Url) -> (String, Outcome) {
+            let authorize = Authorize {
+                url: url.to_string(),
+                ..Authorize::default()
+            };
+            let authorized = self.wechat.authorize(&authorize).unwrap();
+            let callback: Url = authorized.callback_url.unwrap().parse().unwrap();
+            let parameter = |name| {
+                let mut pairs = callback.query_pairs();
+                let found = pairs.find(|(key, _)| key == name);
+                found.unwrap().1.into_owned()
+            };
+            let (state, code) = (parameter("state"), parameter("code"));
+            let outcome = self.flow.finish(&state, "phone", Some(code)).await;
+            (state, outcome.unwrap())
+        }
+
+        fn pass(&self, time: Duration) {
+            self.flow.clock.suspend(time);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_link_ends_after_ten_minutes() {
+        let world = World::new().await;
+        let (link, url) = world.opened().await;
+        world.pass(LINK_LIFE - 5 * SECOND);
+        assert!(world.open(&link).await.is_some());
+        assert_eq!(
+            world.flow.progress(&link).await.unwrap().0,
+            Progress::Scanned
+        );
+        world.pass(5 * SECOND);
+        assert!(world.open(&link).await.is_none());
+        assert_eq!(
+            world.flow.progress(&link).await.unwrap().0,
+            Progress::Expired
+        );
+        let (_, outcome) = world.finish(&url).await;
+        assert_eq!(outcome, Failure::Expired.into());
+    }
+
+    #[tokio::test]
+    async fn a_state_ends_ten_minutes_after_its_link_was_opened() {
+        let world = World::new().await;
+        let (_, url) = world.opened().await;
+        world.pass(STATE_LIFE);
+        let (_, outcome) = world.finish(&url).await;
+        assert_eq!(outcome, Failure::Expired.into());
+    }
+
+    #[tokio::test]
+    async fn a_binding_is_undone_within_ten_minutes() {
+        for (time, undone) in [(UNDO - 5 * SECOND, true), (UNDO, false)] {
+            let world = World::new().await;
+            let (_, url) = world.opened().await;
+            let (state, outcome) = world.finish(&url).await;
+            assert!(matches!(outcome, Outcome::Bound { .. }), "{outcome:?}");
+            world.pass(time);
+            assert_eq!(world.flow.undo(&state, "phone").await.unwrap(), undone);
+            assert!(!world.flow.undo(&state, "another").await.unwrap());
+            let account = "wang".parse().unwrap();
+            let left = world.flow.bindings.of_account(&account).await.unwrap();
+            assert_eq!(left.is_empty(), undone);
+        }
+    }
+}

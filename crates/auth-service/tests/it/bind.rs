@@ -1084,3 +1084,30 @@ async fn an_unknown_name_takes_as_long_as_a_known_one() {
     })
     .await;
 }
+
+/// What a sign-in and a binding hold that no log may: also what came of wrong ones.
+pub(crate) async fn secrets_of_a_binding(world: &World) -> Vec<String> {
+    let name = "private-account-name";
+    let desktop = world.desktop(name).await;
+    assert_eq!(sign_in(&desktop.0, name, "wrong horse").await.status(), 401);
+    let link = desktop.link().await;
+    let (phone, callback) = world.scan(&link, WANG).await;
+    let mut secrets = vec![
+        name.to_owned(),
+        PASSWORD.to_owned(),
+        "wrong horse".to_owned(),
+        WANG.to_owned(),
+        parameter(&link, "ticket"),
+        parameter(&callback, "state"),
+        parameter(&callback, "code"),
+    ];
+    secrets.extend(desktop.0.cookies().into_values());
+    secrets.extend(phone.cookies().into_values());
+    text(phone.open(&callback).await, 200).await;
+    text(phone.open(&callback).await, 200).await;
+    text(world.browser().open(&callback).await, 410).await;
+    secrets.push(world.binding("news", name).await.unwrap().nickname);
+    text(world.browser().open(&link).await, 410).await;
+    desktop.post("/bind/unbind").await;
+    secrets
+}

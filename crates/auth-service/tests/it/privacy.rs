@@ -17,6 +17,7 @@ use tracing_subscriber::{
 };
 
 use crate::{
+    bind::secrets_of_a_binding,
     oauth::secrets_of_a_sign_in,
     world::{KEY, SHOP, World},
 };
@@ -93,11 +94,13 @@ async fn the_log_holds_no_secret_and_no_openid() {
     dev.0.get_phone_number(request.clone()).await.unwrap_err();
 
     let oauth = secrets_of_a_sign_in(&world).await;
+    let binding = secrets_of_a_binding(&world).await;
 
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     for told in [
         "signed in",
         "/oauth/{app}/callback",
+        "a WeChat user was bound to an account",
         "login failed at WeChat",
         "WeChat refused the code of a phone number",
         "service_kit::http",
@@ -121,7 +124,7 @@ async fn the_log_holds_no_secret_and_no_openid() {
         &request.code,
     ]
     .into_iter()
-    .chain(oauth.iter().map(String::as_str))
+    .chain(oauth.iter().chain(&binding).map(String::as_str))
     {
         let leak = ours.iter().find(|line| line.contains(secret));
         assert_eq!(leak, None, "{secret}");
