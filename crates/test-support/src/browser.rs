@@ -195,14 +195,17 @@ impl Browser {
         );
     }
 
-    /// Asserts that since the last look no script failed, nothing was missing and no policy was broken.
+    /// What the console says since the last look: scripts that failed, what was missing, policies that were broken.
+    pub async fn complaints(&self) -> Vec<String> {
+        let log = self.driver.browser_log().await;
+        let entries = log.expect("the console can be read").into_iter();
+        entries.map(|entry| entry.message).collect()
+    }
+
+    /// Asserts that there are no [`complaints`](Self::complaints).
     pub async fn complains_of_nothing(&self) {
-        let log = self
-            .driver
-            .browser_log()
-            .await
-            .expect("the console can be read");
-        assert!(log.is_empty(), "{log:#?}");
+        let complaints = self.complaints().await;
+        assert!(complaints.is_empty(), "{complaints:#?}");
     }
 
     async fn shown(&self, css: &str) -> WebDriverResult<WebElement> {
