@@ -3,6 +3,7 @@
 //! Each figure is the median of several rounds in which the two sides take turns. Every load is bounded in calls and in
 //! time.
 
+mod auth;
 mod empty;
 mod load;
 mod stats;
@@ -21,6 +22,8 @@ struct Cli {
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 enum What {
+    /// auth-service
+    Auth,
     /// token-service and token-client
     Token,
 }
@@ -31,6 +34,7 @@ fn main() -> anyhow::Result<()> {
         // As in production: what logs, spans and metrics cost is part of it.
         let telemetry = telemetry::init("bench")?;
         let measured = match what {
+            What::Auth => auth::run().await,
             What::Token => token::run().await,
         };
         telemetry.shutdown().await;

@@ -21,9 +21,10 @@ use tonic::{
 
 const KEY: &str = "dev-key";
 /// printf %s dev-key | sha256sum
-const KEY_SHA256: &str = "7e9f8fd111802be56c379d597842e29b2cebd35ff2133d431a49fa556a18704e";
+pub(crate) const KEY_SHA256: &str =
+    "7e9f8fd111802be56c379d597842e29b2cebd35ff2133d431a49fa556a18704e";
 /// Of zeros: what it seals is gone with the run.
-const MASTER_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+pub(crate) const MASTER_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 /// Where a token in stable mode comes from.
 pub(crate) const STABLE_TOKEN: &str = "/cgi-bin/stable_token";
 const START: Duration = Duration::from_secs(30);
