@@ -241,6 +241,29 @@ async fn the_same_callback_from_a_hundred_requests_makes_one_session(world: Worl
     me(&browser).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_finish_what_another_began_once() {
+    let mut world = World::with_servers().await;
+    let here = world.browser();
+    // The same browser, whose requests a load balancer sends elsewhere.
+    let there = Browser::new(world.replica().await);
+    let callback = authorize(&world, &begin(&here, PAGE, "snsapi_base").await, |_| {});
+    for (name, value) in here.cookies() {
+        there.plant(&name, &value);
+    }
+    let (here, there) = (Arc::new(here), Arc::new(there));
+    let mut requests = JoinSet::new();
+    for number in 0..100 {
+        let replica = [&here, &there][number % 2];
+        let (browser, callback) = (Arc::clone(replica), callback.clone());
+        requests.spawn(async move { outcome(&browser.open(&callback).await) });
+    }
+    let outcomes: BTreeSet<_> = requests.join_all().await.into_iter().collect();
+    assert_eq!(outcomes.len(), 1, "{outcomes:?}");
+    assert_eq!(world.wechat.calls(None).total(EXCHANGE), 1);
+    assert_eq!(me(&here).await["user_id"], me(&there).await["user_id"]);
+}
+
 /// The session that a callback gave, if it did, and where it led.
 fn outcome(answer: &Response) -> (Option<String>, String) {
     let session = set_cookies(answer)
