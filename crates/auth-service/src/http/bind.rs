@@ -466,9 +466,11 @@ fn random() -> String {
 struct PhonePage<'a> {
     language: Language,
     heading: &'static str,
-    advice: String,
+    advice: &'static str,
     /// The account that the phone's user was bound to, and may be unbound from.
     account: Option<&'a str>,
+    /// Of the user; empty where WeChat gave none.
+    nickname: &'a str,
     state: &'a str,
     lang: &'a str,
 }
@@ -503,21 +505,18 @@ fn phone_page(language: Language, params: &Params, outcome: &Outcome) -> Respons
         Language::Chinese => zh,
         Language::English => en,
     };
-    let (account, advice) = match outcome {
+    let (account, nickname) = match outcome {
         Outcome::Bound {
             account, nickname, ..
-        } if !nickname.is_empty() => {
-            let who = language.pick("微信昵称：", "WeChat nickname: ");
-            (Some(account.as_str()), format!("{advice} {who}{nickname}"))
-        }
-        Outcome::Bound { account, .. } => (Some(account.as_str()), advice.to_owned()),
-        Outcome::Undone | Outcome::Declined | Outcome::Failed(_) => (None, advice.to_owned()),
+        } => (Some(account.as_str()), nickname.as_str()),
+        Outcome::Undone | Outcome::Declined | Outcome::Failed(_) => (None, ""),
     };
     let page = PhonePage {
         language,
         heading,
         advice,
         account,
+        nickname,
         state: params.get("state").unwrap_or_default(),
         lang: params.get("lang").unwrap_or_default(),
     };

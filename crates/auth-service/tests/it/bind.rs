@@ -26,7 +26,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     browser::{Browser, set_cookies},
-    world::{KEY, NEWS, NEWS_KEY, PATIENCE, SHOP, World, error},
+    world::{KEY, NEWS, NEWS_KEY, PATIENCE, SHOP, Setup, World, error},
 };
 
 const PASSWORD: &str = "correct horse";
@@ -889,6 +889,45 @@ async fn pages_speak_both_languages_and_load_nothing_from_elsewhere() {
         page.contains("Sign in") && page.contains("value=\"news\""),
         "{page}"
     );
+}
+
+#[tokio::test]
+async fn with_https_cookies_are_of_this_host_and_encrypted_connections_alone() {
+    let public_url = Some("https://auth.example.com".parse().unwrap());
+    let world = World::start(Setup {
+        public_url,
+        ..Setup::default()
+    })
+    .await;
+    world.account("wang").await;
+    let browser = world.browser();
+    let fields = [("account", "wang"), ("password", PASSWORD)];
+    let plain = form(&browser, "/account/login", &fields).header(ORIGIN, "http://auth.example.com");
+    assert_eq!(browser.send(plain).await.status(), 403);
+    let own = form(&browser, "/account/login", &fields).header(ORIGIN, "https://auth.example.com");
+    let account = set_cookies(&browser.send(own).await);
+    let link = Desktop(browser).link().await;
+    assert!(
+        link.starts_with("https://auth.example.com/bind/scan?ticket="),
+        "{link}"
+    );
+    let answer = world.browser().open(&link).await;
+    let returned = parameter(see_other(&answer), "redirect_uri");
+    assert_eq!(returned, "https://auth.example.com/callback");
+    let phone = set_cookies(&answer);
+    for (cookies, name, life) in [
+        (account, "__Host-wxhub_account", "Max-Age=43200"),
+        (phone, "__Host-wxhub_phone", "Max-Age=1200"),
+    ] {
+        let [(found, value, rest)] = &cookies[..] else {
+            panic!("{cookies:?}")
+        };
+        assert_eq!((found.as_str(), value.len()), (name, 64));
+        for attribute in ["HttpOnly", "SameSite=Lax", "Secure", "Path=/", life] {
+            assert!(rest.contains(attribute), "{attribute} is not in {rest}");
+        }
+        assert!(!rest.contains("Domain"), "{rest}");
+    }
 }
 
 /// The events of a browser that follows its link.
