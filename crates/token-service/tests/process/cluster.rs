@@ -145,8 +145,10 @@ impl Cluster {
     }
 
     /// Makes the app's token as old as if it were to be refreshed `ahead` from now, and so old that an operator or a report
-    /// may replace it. Returns once every replica knows.
+    /// may replace it. Returns once every replica knows, or has another already.
     pub(crate) async fn age(&self, app: &App, ahead: Duration) {
+        let mut rpcs: Vec<_> = self.replicas.iter().map(Replica::rpc).collect();
+        let version = token(&mut rpcs[0], app).await.unwrap().version;
         let now = Clock::System.unix_millis();
         let refresh = now + u64::try_from(ahead.as_millis()).unwrap();
         let mut redis = self.connect().await;
@@ -156,12 +158,12 @@ impl Cluster {
             .query_async(&mut redis)
             .await
             .unwrap();
-        for replica in &self.replicas {
+        for rpc in &mut rpcs {
             eventually("the replica knows", PATIENCE, async || {
-                let token = replica.token(app).await.unwrap();
+                let token = token(rpc, app).await.unwrap();
                 let time = token.refresh_time.unwrap();
                 let millis = time.seconds * 1_000 + i64::from(time.nanos) / 1_000_000;
-                u64::try_from(millis).unwrap() == refresh
+                u64::try_from(millis).unwrap() == refresh || token.version > version
             })
             .await;
         }

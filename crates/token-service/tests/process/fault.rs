@@ -34,7 +34,7 @@ const KILLS: usize = 5;
 /// Another replica has taken over by then.
 const TAKEOVER: Duration = Duration::from_secs(6);
 /// A refresh that is due begins this long after its token was made old.
-const AHEAD: Duration = Duration::from_millis(300);
+const AHEAD: Duration = Duration::from_millis(500);
 /// What is to be seen between steps of a refresh is slowed down to this.
 const SLOW: Duration = Duration::from_millis(30);
 /// A refresh that is not to come by itself.
@@ -224,12 +224,12 @@ impl Test {
         let account = &cluster.apps[plan.app];
         let current = token(&mut cluster.replicas[plan.replica].rpc(), account).await;
         let version = current.unwrap().version;
+        let (begun, calls) = (Instant::now(), cluster.calls(account));
         let due = plan.cause == Cause::Due;
         cluster.age(account, if due { AHEAD } else { FAR }).await;
         self.prepare(plan);
-        let begun = Instant::now();
         let callers = timeout(PATIENCE, self.call(plan, version));
-        let (answer, struck) = tokio::join!(callers, self.strike(plan, begun));
+        let (answer, struck) = tokio::join!(callers, self.strike(plan, begun, calls));
         let outcome = match answer.expect("callers are answered") {
             Answer::Refused => Outcome::Refused,
             Answer::Refreshed => self.outcome(plan, begun, &struck).await,
@@ -242,7 +242,7 @@ impl Test {
     }
 
     /// Waits for the moment, kills, and starts the replica again.
-    async fn strike(&self, plan: Plan, begun: Instant) -> Struck {
+    async fn strike(&self, plan: Plan, begun: Instant, calls: u64) -> Struck {
         let cluster = &self.cluster;
         let (replica, moment) = match plan.moment {
             Moment::BeforeLease => (plan.replica, AHEAD),
@@ -253,7 +253,7 @@ impl Test {
             }
             Moment::Answered => {
                 let replica = self.reach(plan, begun, What::is_begun).await;
-                self.hold_the_write(plan, replica).await;
+                self.hold_the_write(plan, replica, calls).await;
                 (replica, SLOW)
             }
             Moment::Stored => (self.reach(plan, begun, What::is_stored).await, 2 * SLOW),
@@ -390,10 +390,9 @@ impl Test {
         step.unwrap_or_else(|| panic!("{plan:?} was never stored"))
     }
 
-    /// Keeps what the replica is going to write from Redis, and waits until WeChat has answered.
-    async fn hold_the_write(&self, plan: Plan, replica: usize) {
+    /// Keeps what the replica is going to write from Redis, and waits until WeChat has answered, after `calls` before.
+    async fn hold_the_write(&self, plan: Plan, replica: usize, calls: u64) {
         let app = &self.cluster.apps[plan.app];
-        let calls = self.cluster.calls(app);
         sleep(SLOW).await;
         self.cluster.replicas[replica].line.stall();
         let answered = async {
