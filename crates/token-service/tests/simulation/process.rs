@@ -177,6 +177,13 @@ impl Process {
         }
     }
 
+    /// Stalls now and then for longer than a lease.
+    pub(crate) async fn tarry(&self, kind: Kind) {
+        if self.strikes(kind, self.world.faults.stalls, 0.2) {
+            self.stall(LEASE + self.dice[&kind].span()).await;
+        }
+    }
+
     async fn stall(&self, span: Duration) {
         self.happens("stall", format_args!("stalls for {span:?}"));
         *self.frozen.lock().unwrap() = Fault::of(span);
