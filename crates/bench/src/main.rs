@@ -6,6 +6,7 @@
 mod auth;
 mod empty;
 mod load;
+mod replicas;
 mod stats;
 mod token;
 mod world;
@@ -26,6 +27,8 @@ enum What {
     Auth,
     /// token-service and token-client
     Token,
+    /// Of that, what three replicas do together
+    Replicas,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -35,7 +38,11 @@ fn main() -> anyhow::Result<()> {
         let telemetry = telemetry::init("bench")?;
         let measured = match what {
             What::Auth => auth::run().await,
-            What::Token => token::run().await,
+            What::Token => match token::run().await {
+                Ok(()) => replicas::run().await,
+                failed => failed,
+            },
+            What::Replicas => replicas::run().await,
         };
         telemetry.shutdown().await;
         measured

@@ -113,11 +113,17 @@ impl World {
     }
 }
 
-/// One read of an app.
-pub(crate) async fn get(channel: Channel, app_id: String) -> Result<AccessToken, Status> {
-    let mut request = Request::new(GetAccessTokenRequest { app_id });
+/// A request of the caller who may do everything.
+pub(crate) fn authorized<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
     let bearer = MetadataValue::from_static("Bearer dev-key");
     request.metadata_mut().insert("authorization", bearer);
+    request
+}
+
+/// One read of an app.
+pub(crate) async fn get(channel: Channel, app_id: String) -> Result<AccessToken, Status> {
+    let request = authorized(GetAccessTokenRequest { app_id });
     let mut client = TokenServiceClient::new(channel);
     let answer = client.get_access_token(request).await?.into_inner();
     answer
