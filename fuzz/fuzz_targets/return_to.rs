@@ -4,7 +4,6 @@
 use libfuzzer_sys::fuzz_target;
 use url::Url;
 
-#[expect(dead_code, reason = "the service uses more of it")]
 #[path = "../../crates/auth-service/src/oauth/return_to.rs"]
 mod return_to;
 
