@@ -5,6 +5,7 @@ use proto::auth::v1::{
     CheckSessionKeyRequest, DecryptUserDataRequest, GetPhoneNumberRequest, GetPhoneNumberResponse,
     ResetSessionKeyRequest,
 };
+use reqwest::Method;
 use sandbox::{UserData, UserDataKind};
 use serde_json::{Value, json};
 use test_support::listener;
@@ -110,6 +111,22 @@ async fn user_info_and_phone_numbers_are_opened(world: World) {
     assert_eq!(data["openId"], USER);
     // Nobody had to ask WeChat.
     assert_eq!(world.checks(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_keeps_cookies_shows_its_session_by_one() {
+    let world = World::embedded().await;
+    let browser = world.browser();
+    let code = json!({ "code": world.js_code(Some(USER)), "appId": SHOP });
+    let login = browser.request(Method::POST, "/auth/authorize");
+    let login = login.body(code.to_string());
+    assert_eq!(browser.send(login).await.status(), 200);
+    let data = signed(&world.data(USER, UserDataKind::UserInfo));
+    let request = browser.request(Method::POST, "/user-data");
+    let answer = browser.send(request.body(data.to_string())).await;
+    assert_eq!(answer.status(), 200);
+    let data: Value = answer.json().await.unwrap();
+    assert_eq!(data["openId"], USER);
 }
 
 #[tokio::test]
