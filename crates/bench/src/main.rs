@@ -3,6 +3,9 @@
 //! Each figure is the median of several rounds in which the two sides take turns. Every load is bounded in calls and in
 //! time.
 
+// The futures of sea-orm, within those of a load, nest deeper than the default of 128.
+#![recursion_limit = "256"]
+
 mod auth;
 mod empty;
 mod load;
