@@ -115,6 +115,12 @@ impl Policy {
         }
     }
 
+    /// Whether a call whose answer nobody kept may have ended the current one: a classic token is ended by every call, a stable
+    /// one by a forced call. Asking once more in normal mode harms neither. Tickets live beside each other.
+    pub(crate) const fn ends_by_a_lost_call(self) -> bool {
+        matches!(self, Self::Classic | Self::Stable)
+    }
+
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         [Self::Classic, Self::Stable, Self::Ticket]
             .into_iter()

@@ -1,10 +1,17 @@
 //! Keeps this replica's memory and the store alike: by the store's events, and by a look every five seconds.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream};
 use service_kit::ops::Readiness;
-use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -21,6 +28,8 @@ use crate::{
 
 /// How often everything is looked at, in case events are lost.
 const POLL: Duration = Duration::from_secs(5);
+/// Events that are taken together: after a burst, one look at each of them.
+const BATCH: usize = 1_000;
 /// Looks under way at once.
 const PARALLEL: usize = 64;
 
@@ -37,14 +46,31 @@ pub async fn run(
     let follow = broker.store().follow(&stop, move |event| {
         let _ = tell.send(event);
     });
+    let (sync, missed) = (Sync::new(&broker), Notify::new());
+    // Beside the looks at everything, which take their time where there are many apps.
+    let hear = async {
+        let mut heard = Vec::new();
+        while let Some(1..) = stop
+            .run_until_cancelled(events.recv_many(&mut heard, BATCH))
+            .await
+        {
+            let mut changed = Vec::new();
+            for event in heard.drain(..) {
+                match event {
+                    Event::Changed(key) => changed.push(key),
+                    Event::Missed => missed.notify_one(),
+                }
+            }
+            changed.sort();
+            changed.dedup();
+            sync.look_at(changed).await;
+        }
+    };
     let keep = async {
-        let mut sync = Sync {
-            broker: &broker,
-            store_away: false,
-        };
         sync.look_at(broker.keys()).await;
         readiness.set_ready();
-        let mut poll = tokio::time::interval(POLL);
+        measure(&broker);
+        let mut poll = tokio::time::interval_at(Instant::now() + POLL, POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut catalog = broker.catalog().changes();
         loop {
@@ -55,15 +81,12 @@ pub async fn run(
                     sync.look_at(broker.keys()).await;
                     measure(&broker);
                 }
-                Some(event) = events.recv() => match event {
-                    Event::Changed(key) => sync.look_at(vec![key]).await,
-                    Event::Missed => sync.look_at(broker.keys()).await,
-                },
+                () = missed.notified() => sync.look_at(broker.keys()).await,
                 Ok(()) = catalog.changed() => broker.forget_removed_apps(),
             }
         }
     };
-    tokio::join!(follow, keep);
+    tokio::join!(follow, hear, keep);
     Ok(())
 }
 
@@ -83,25 +106,31 @@ fn measure(broker: &Broker) {
 struct Sync<'a> {
     broker: &'a Broker,
     /// So that an outage is told once.
-    store_away: bool,
+    store_away: AtomicBool,
 }
 
-impl Sync<'_> {
-    async fn look_at(&mut self, keys: Vec<Key>) {
+impl<'a> Sync<'a> {
+    fn new(broker: &'a Broker) -> Self {
+        Self {
+            broker,
+            store_away: AtomicBool::new(false),
+        }
+    }
+
+    async fn look_at(&self, keys: Vec<Key>) {
         let broker = self.broker;
         let looks = stream::iter(keys).map(|key| async move { reconcile(broker, &key).await });
         let mut looks = std::pin::pin!(looks.buffer_unordered(PARALLEL));
         while let Some(outcome) = looks.next().await {
             match outcome {
-                Ok(()) => self.store_away = false,
+                Ok(()) => self.store_away.store(false, Ordering::Relaxed),
                 Err(error @ store::Error::Unreadable { .. }) => error!("{error}"),
                 // The others would wait as long in vain.
                 Err(error @ store::Error::Redis(_)) => {
-                    if !self.store_away {
+                    if !self.store_away.swap(true, Ordering::Relaxed) {
                         let error = &error as &dyn std::error::Error;
                         warn!(error, "the store is away: memory serves on");
                     }
-                    self.store_away = true;
                     return;
                 }
             }

@@ -24,7 +24,7 @@ use super::{Credential, Failure, Key, Policy, Times, ledger::Ledger};
 
 /// How long a lease lasts. It is never renewed: whoever did not write within it has lost it.
 pub const LEASE: Duration = Duration::from_secs(5);
-/// A classic token whose predecessor's holder died within its call is verified by one more refresh after this long: the
+/// A token whose predecessor's holder died within its call is verified by one more refresh after this long: the
 /// dead holder's request may have reached WeChat later (R15). Of several such moments the last one counts, and it counts for
 /// every later token that was asked for before it.
 pub(crate) const VERIFY_AFTER: Duration = Duration::from_secs(60);
@@ -125,11 +125,11 @@ impl Record {
     }
 
     /// When the current credential is to be verified, as seen at `now`: a call that began and that nobody can be waiting for
-    /// any more ends a classic token sooner or later (R15).
+    /// any more may end the token sooner or later (R15).
     pub(crate) fn doubt(&self, now: SystemTime) -> Option<SystemTime> {
-        let classic = |held: &Credential| held.policy == Policy::Classic;
+        let ends = |held: &Credential| held.policy.ends_by_a_lost_call();
         let died = self.begun.filter(|begun| now > *begun + 2 * LEASE);
-        let died = died.filter(|_| self.credential.as_ref().is_some_and(classic));
+        let died = died.filter(|_| self.credential.as_ref().is_some_and(ends));
         self.verify.max(died.map(|begun| begun + VERIFY_AFTER))
     }
 
@@ -214,7 +214,7 @@ pub struct Fresh {
 impl Fresh {
     /// When it is to be verified although nobody else doubted the one before: see [`Lease::takeover`].
     pub(crate) fn verify(&self, lease: Lease) -> Option<SystemTime> {
-        let doubtful = self.policy == Policy::Classic && lease.takeover;
+        let doubtful = self.policy.ends_by_a_lost_call() && lease.takeover;
         doubtful.then(|| self.times.asked() + VERIFY_AFTER)
     }
 }

@@ -497,7 +497,8 @@ impl<'a> Attempt<'a> {
             warn!(app.id = %app.app_id, error = %error, "the other replicas do not know of the failure");
         }
         let doubtful = ambiguous || lease.takeover;
-        let doubtful = doubtful && super::policy(app, self.key().kind) == Policy::Classic;
+        let policy = super::policy(app, self.key().kind);
+        let doubtful = doubtful && policy.ends_by_a_lost_call();
         let verify = doubtful.then(|| failure.at + VERIFY_AFTER);
         self.slot.note(failure.clone(), verify);
         if failure.cause.is_exhaustion() {

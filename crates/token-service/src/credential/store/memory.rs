@@ -18,7 +18,7 @@ use super::{
     SUPERSEDED_AFTER, Spend, Written,
 };
 use crate::credential::{
-    Credential, Failure, Key, Policy, digest,
+    Credential, Failure, Key, digest,
     ledger::{FORCE_APART, Ledger, reset},
 };
 
@@ -232,7 +232,7 @@ impl Entry {
     fn write(&mut self, lease: Lease, fresh: &Fresh, now: SystemTime) -> Written {
         // Versions outlive a store that was emptied, other than what was written last.
         if lease.fence < self.written.max(self.record.version()) {
-            if fresh.policy == Policy::Classic {
+            if fresh.policy.ends_by_a_lost_call() {
                 self.record.verify = self.record.verify.max(Some(now + SUPERSEDED_AFTER));
             }
             return Written::Superseded;

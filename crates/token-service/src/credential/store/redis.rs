@@ -329,7 +329,8 @@ impl RedisStore {
         fresh: &Fresh,
         now: SystemTime,
     ) -> Result<Written, Error> {
-        let superseded = (fresh.policy == Policy::Classic).then(|| now + SUPERSEDED_AFTER);
+        let superseded = fresh.policy.ends_by_a_lost_call();
+        let superseded = superseded.then(|| now + SUPERSEDED_AFTER);
         let mut call = self.scripts.write.key(record_key(key));
         call.key(lease_key(key))
             .arg(lease.fence)
