@@ -57,6 +57,11 @@ pub enum Refusal {
     /// More passwords are being checked than is good.
     #[error("too many passwords are being checked")]
     Busy,
+    /// The caller has some apps, and accounts stand above apps.
+    #[error(
+        "accounts stand above apps: the caller needs apps = [\"*\"]. For users of its own, a team calls CreateBindLink"
+    )]
+    AllAppsRequired,
     /// Nobody is signed in, or no longer.
     #[error("no account is signed in")]
     SignedOut,

@@ -38,6 +38,8 @@ pub mod reasons {
     pub const DATA_EXPIRED: &str = "DATA_EXPIRED";
     /// The phone number's code is wrong, expired or used: the user presses the button again.
     pub const PHONE_CODE_INVALID: &str = "PHONE_CODE_INVALID";
+    /// Accounts are for callers with all apps.
+    pub const ALL_APPS_REQUIRED: &str = "ALL_APPS_REQUIRED";
     /// An account of this name exists.
     pub const ACCOUNT_EXISTS: &str = "ACCOUNT_EXISTS";
     /// There is no such account.
@@ -254,6 +256,9 @@ pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
                 account::Refusal::Busy => {
                     let retry_after = Some(Duration::from_secs(1));
                     (Code::Unavailable, reasons::BUSY, retry_after)
+                }
+                account::Refusal::AllAppsRequired => {
+                    (Code::PermissionDenied, reasons::ALL_APPS_REQUIRED, None)
                 }
                 account::Refusal::SignedOut => {
                     (Code::Unauthenticated, reasons::ACCOUNT_SIGNED_OUT, None)

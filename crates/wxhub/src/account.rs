@@ -40,13 +40,13 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Make an account (scope auth.write)
+    /// Make an account (scope auth.write, all apps)
     Add(Account),
-    /// Give an account another password, and sign it out (scope auth.write)
+    /// Give an account another password, and sign it out (scope auth.write, all apps)
     Passwd(Account),
     /// An account with the WeChat users bound to it (scope auth.read)
     Show(Account),
-    /// Remove an account and its bindings; one that is unknown is no error (scope auth.write)
+    /// Remove an account and its bindings; one that is unknown is no error (scope auth.write, all apps)
     Delete(Account),
     /// Unbind an account in an official account; one that is not bound is no error (scope auth.write)
     Unbind {

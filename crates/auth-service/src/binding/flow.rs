@@ -453,11 +453,11 @@ impl BindFlow {
         Ok(found.filter(|found| found.browser == digest(browser)))
     }
 
-    /// Whether the account that a link is for is still there with the password it signed in with; of a team's own users
-    /// nothing is known here.
+    /// Whether the account that a link is for is still there with the password it signed in with. Of a team's own users
+    /// nothing is known here, unless their name became an account's.
     async fn is_signed_in(&self, link: &Link) -> Result<bool, Error> {
         match &link.epoch {
-            None => Ok(true),
+            None => Ok(self.accounts.get(&link.account).await?.is_none()),
             Some(epoch) => {
                 let account = self.accounts.at_epoch(&link.account, epoch).await?;
                 Ok(account.is_some())

@@ -7,7 +7,7 @@ use proto::auth::v1::{
     DeleteBindingResponse, GetAccountRequest, GetAccountResponse, GetBindingRequest,
     GetBindingResponse, SetAccountPasswordRequest, SetAccountPasswordResponse,
 };
-use service_kit::{AppKind, Caller};
+use service_kit::{AppKind, Caller, catalog::AppList};
 
 use super::Service;
 use crate::{
@@ -19,12 +19,22 @@ use crate::{
 impl Service {
     pub(super) async fn create_account(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         request: CreateAccountRequest,
     ) -> Result<CreateAccountResponse, Error> {
+        above_apps(caller)?;
         let name = name(&request.account)?;
         let password = Password::parse(&request.password)?;
-        let account = self.auth.accounts.create(name, password).await?;
+        // Bindings of a name that is no account are of a team's own user, whom the account is not to take over.
+        if self.auth.accounts.get(&name).await?.is_none() {
+            self.unbound(&name).await?;
+        }
+        let account = self.auth.accounts.create(name.clone(), password).await?;
+        // Again: a phone that was being bound meanwhile either finds the account, or is found here.
+        if let Err(error) = self.unbound(&name).await {
+            self.auth.accounts.delete(&name).await?;
+            return Err(error);
+        }
         Ok(CreateAccountResponse {
             account: Some(wire_account(account, Vec::new())),
         })
@@ -35,6 +45,7 @@ impl Service {
         caller: &Caller,
         request: SetAccountPasswordRequest,
     ) -> Result<SetAccountPasswordResponse, Error> {
+        above_apps(caller)?;
         let name = name(&request.account)?;
         let password = Password::parse(&request.password)?;
         let account = self.auth.accounts.set_password(&name, password).await?;
@@ -42,6 +53,14 @@ impl Service {
         Ok(SetAccountPasswordResponse {
             account: Some(wire_account(account, bindings)),
         })
+    }
+
+    async fn unbound(&self, name: &AccountName) -> Result<(), Error> {
+        if self.auth.bindings.of_account(name).await?.is_empty() {
+            Ok(())
+        } else {
+            Err(binding::Refusal::AccountBound.into())
+        }
     }
 
     pub(super) async fn get_account(
@@ -74,14 +93,13 @@ impl Service {
         caller: &Caller,
         request: DeleteAccountRequest,
     ) -> Result<DeleteAccountResponse, Error> {
+        above_apps(caller)?;
         let name = name(&request.account)?;
-        // The account first: a phone that is being bound to it meanwhile looks afterwards whether it is there.
-        let was_there = self.auth.accounts.delete(&name).await?;
+        // The account first: a phone that is being bound to it meanwhile looks afterwards whether it is there. Bindings
+        // go even where there is none, for who tries again.
+        self.auth.accounts.delete(&name).await?;
         for binding in self.auth.bindings.of_account(&name).await? {
-            // Of a name that is no account here, another team may know somebody by it.
-            if was_there || caller.apps.contains(&binding.app_id) {
-                self.auth.bindings.remove(binding.id).await?;
-            }
+            self.auth.bindings.remove(binding.id).await?;
         }
         Ok(DeleteAccountResponse {})
     }
@@ -134,6 +152,14 @@ impl Service {
         let name = name(&request.account)?;
         self.auth.bindings.unbind(&app.app_id, &name).await?;
         Ok(DeleteBindingResponse {})
+    }
+}
+
+/// Refuses a caller who has some apps: an account's password and end are everybody's who uses it.
+fn above_apps(caller: &Caller) -> Result<(), Error> {
+    match caller.apps {
+        AppList::All => Ok(()),
+        AppList::Some(_) => Err(account::Refusal::AllAppsRequired.into()),
     }
 }
 

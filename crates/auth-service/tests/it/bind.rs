@@ -54,6 +54,8 @@ with_either_store!(
     three_failures_cool_a_name_down,
     a_teams_own_user_is_bound_by_a_link,
     accounts_are_made_and_looked_up_over_grpc,
+    accounts_are_for_callers_of_all_apps,
+    a_name_that_is_bound_becomes_no_account,
 );
 
 /// An account's desktop.
@@ -811,6 +813,79 @@ async fn accounts_are_made_and_looked_up_over_grpc(world: World) {
             .collect();
         assert_eq!(found, app_ids);
     }
+}
+
+async fn set_password(world: &World, key: &str, name: &str) -> Result<Account, Status> {
+    let request = SetAccountPasswordRequest {
+        account: name.to_owned(),
+        password: "battery staple".to_owned(),
+    };
+    let answer = world.caller(key).0.set_account_password(request).await?;
+    Ok(answer.into_inner().account.unwrap())
+}
+
+/// An account stands above apps: a team with one of them could take it, or end what others made of it.
+async fn accounts_are_for_callers_of_all_apps(world: World) {
+    let desktop = world.desktop("wang").await;
+    assert_eq!(world.bind(&desktop.link().await, WANG).await.status(), 200);
+    let mut news_team = world.caller(NEWS_KEY);
+    let create = CreateAccountRequest {
+        account: "li".to_owned(),
+        password: PASSWORD.to_owned(),
+    };
+    let delete = DeleteAccountRequest {
+        account: "wang".to_owned(),
+    };
+    for refused in [
+        news_team.0.create_account(create).await.unwrap_err(),
+        set_password(&world, NEWS_KEY, "wang").await.unwrap_err(),
+        set_password(&world, NEWS_KEY, "nobody").await.unwrap_err(),
+        news_team.0.delete_account(delete).await.unwrap_err(),
+    ] {
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::PermissionDenied, "ALL_APPS_REQUIRED")
+        );
+        assert!(refused.message().contains("CreateBindLink"), "{refused}");
+    }
+    let unknown = get_account(&world, KEY, "li").await.unwrap_err();
+    assert_eq!(reason(&unknown), "ACCOUNT_NOT_FOUND");
+    assert!(world.is_bound("wang").await);
+    assert_eq!(desktop.0.open("/bind").await.status(), 200);
+    let answer = sign_in(&world.browser(), "wang", PASSWORD).await;
+    assert_eq!(see_other(&answer), "/bind");
+}
+
+async fn a_name_that_is_bound_becomes_no_account(world: World) {
+    let create = async || {
+        let request = CreateAccountRequest {
+            account: "crm:4711".to_owned(),
+            password: PASSWORD.to_owned(),
+        };
+        world.caller(KEY).0.create_account(request).await
+    };
+    let link = bind_link(&world, "news", "crm:4711").await.unwrap();
+    assert_eq!(world.bind(&link, WANG).await.status(), 200);
+    let refused = create().await.unwrap_err();
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::AlreadyExists, "ACCOUNT_BOUND")
+    );
+    let unknown = get_account(&world, KEY, "crm:4711").await.unwrap_err();
+    assert_eq!(reason(&unknown), "ACCOUNT_NOT_FOUND");
+
+    let request = DeleteBindingRequest {
+        app_id: "news".to_owned(),
+        account: "crm:4711".to_owned(),
+    };
+    world.caller(KEY).0.delete_binding(request).await.unwrap();
+    // What a team's link of before would bind is somebody else now.
+    let link = bind_link(&world, "news", "crm:4711").await.unwrap();
+    let (phone, callback) = world.scan(&link, WANG).await;
+    create().await.unwrap();
+    assert_eq!(world.browser().open(&link).await.status(), 410);
+    text(phone.open(&callback).await, 410).await;
+    assert!(!world.is_bound("crm:4711").await);
 }
 
 #[tokio::test]
