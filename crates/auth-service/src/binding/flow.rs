@@ -69,7 +69,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 struct Link {
     app_id: AppId,
     account: AccountName,
-    /// The password with which the account signed in; a team's own user has none.
+    /// The account's password of when it was made; a team's own user has none.
     epoch: Option<Epoch>,
     /// In Unix milliseconds.
     end: u64,

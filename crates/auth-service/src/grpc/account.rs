@@ -118,7 +118,9 @@ impl Service {
         if self.auth.bindings.get(&app.app_id, &name).await?.is_some() {
             return Err(binding::Refusal::AccountBound.into());
         }
-        let offer = self.auth.binds.offer(&app.app_id, &name, None).await?;
+        let account = self.auth.accounts.get(&name).await?;
+        let epoch = account.map(|account| account.epoch);
+        let offer = self.auth.binds.offer(&app.app_id, &name, epoch).await?;
         let url = binding::link_url(public_url, offer.ticket.expose());
         Ok(CreateBindLinkResponse {
             bind_link: Some(BindLink {

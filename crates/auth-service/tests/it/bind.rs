@@ -55,6 +55,7 @@ with_either_store!(
     a_teams_own_user_is_bound_by_a_link,
     accounts_are_made_and_looked_up_over_grpc,
     accounts_are_for_callers_of_all_apps,
+    a_link_of_an_account_over_grpc_ends_with_its_password,
     a_name_that_is_bound_becomes_no_account,
 );
 
@@ -854,6 +855,22 @@ async fn accounts_are_for_callers_of_all_apps(world: World) {
     assert_eq!(desktop.0.open("/bind").await.status(), 200);
     let answer = sign_in(&world.browser(), "wang", PASSWORD).await;
     assert_eq!(see_other(&answer), "/bind");
+}
+
+async fn a_link_of_an_account_over_grpc_ends_with_its_password(world: World) {
+    world.account("wang").await;
+    let link = bind_link(&world, "news", "wang").await.unwrap();
+    let (phone, callback) = world.scan(&link, WANG).await;
+    set_password(&world, KEY, "wang").await.unwrap();
+    assert_eq!(world.browser().open(&link).await.status(), 410);
+    text(phone.open(&callback).await, 410).await;
+    assert!(!world.is_bound("wang").await);
+
+    let link = bind_link(&world, "news", "wang").await.unwrap();
+    let account = "wang".to_owned();
+    let request = DeleteAccountRequest { account };
+    world.caller(KEY).0.delete_account(request).await.unwrap();
+    assert_eq!(world.browser().open(&link).await.status(), 410);
 }
 
 async fn a_name_that_is_bound_becomes_no_account(world: World) {
