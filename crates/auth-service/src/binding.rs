@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, DatabaseConnection, EntityTrait as _, QueryFilter as _,
-    SqlErr,
+    QuerySelect as _, SqlErr,
 };
 use service_kit::{Clock, storage::within_deadline};
 use uuid::Uuid;
@@ -127,11 +127,19 @@ impl Bindings {
             let Err(error) = within_deadline(insert).await else {
                 return row.try_into();
             };
+            // Whatever the error: the row may be there, and its answer was lost or late.
+            let found = self.settled(app_id, account).await;
+            if found
+                .as_ref()
+                .is_ok_and(|found| found.as_ref().is_some_and(|found| found.id == row.id))
+            {
+                return row.try_into();
+            }
             let taken = matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)));
             if !taken && !user::is_deadlock(&error) {
                 return Err(error.into());
             }
-            if self.get(app_id, account).await?.is_some() {
+            if found?.is_some() {
                 return Err(Refusal::AccountBound.into());
             }
             if self.of_user(app_id, open_id).await?.is_some() {
@@ -162,6 +170,20 @@ impl Bindings {
             .await?
             .map(Binding::try_from)
             .transpose()
+    }
+
+    /// The row of an account in an app, once whoever writes it is done.
+    async fn settled(
+        &self,
+        app_id: &AppId,
+        account: &AccountName,
+    ) -> Result<Option<entity::Model>, Error> {
+        let row = entity::Entity::find()
+            .filter(entity::Column::Account.eq(account.as_str()))
+            .filter(entity::Column::AppId.eq(app_id.as_str()))
+            .lock_exclusive()
+            .one(&self.database);
+        Ok(within_deadline(row).await?)
     }
 
     /// The account that a WeChat user stands for in an app.

@@ -16,6 +16,7 @@ use reqwest::{
     header::{ACCEPT_LANGUAGE, LOCATION, ORIGIN, RETRY_AFTER},
 };
 use sandbox::Authorize;
+use sea_orm::ConnectionTrait as _;
 use secrecy::SecretString;
 use serde_json::Value;
 use service_kit::storage;
@@ -903,6 +904,21 @@ async fn a_name_that_is_bound_becomes_no_account(world: World) {
     assert_eq!(world.browser().open(&link).await.status(), 410);
     text(phone.open(&callback).await, 410).await;
     assert!(!world.is_bound("crm:4711").await);
+}
+
+#[tokio::test]
+async fn a_binding_whose_answer_was_lost_is_one() {
+    let world = World::with_servers().await;
+    let desktop = world.desktop("wang").await;
+    let (phone, callback) = world.scan(&desktop.link().await, WANG).await;
+    // The row is there four seconds later, and auth-service waits for three.
+    let database = storage::database(&world.database).await.unwrap();
+    let slow = "CREATE TRIGGER slow AFTER INSERT ON binding FOR EACH ROW DO SLEEP(4)";
+    database.execute_unprepared(slow).await.unwrap();
+    let page = text(phone.open(&callback).await, 200).await;
+    assert!(page.contains("绑定成功"), "{page}");
+    assert!(world.is_bound("wang").await);
+    assert!(desktop.page().await.contains("WeChat is bound"));
 }
 
 #[tokio::test]
