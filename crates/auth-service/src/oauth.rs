@@ -37,7 +37,7 @@ pub(crate) const LIFE: Duration = Duration::from_secs(600);
 /// A finished one answers the same again for this long: as long its cookie is kept.
 pub(crate) const REPEATED: Duration = claim::ANSWER_KEPT;
 /// WeChat takes this long at most to say who it is, nickname included.
-const WECHAT: Duration = Duration::from_secs(6);
+pub(crate) const WECHAT: Duration = Duration::from_secs(6);
 /// The stores take this long at most to make a session: with WeChat's time it is less than a claim is held.
 const SIGN_IN: Duration = Duration::from_secs(8);
 /// What stands for a signed-in user on the way to a team's backend.

@@ -17,6 +17,7 @@ use service_kit::{
     clock::{millis, since_epoch},
 };
 use sha2::{Digest as _, Sha256};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use url::Url;
@@ -342,7 +343,7 @@ impl BindFlow {
                 }
             }
         };
-        let waited = tokio::time::timeout(WAIT, outcome).await;
+        let waited = timeout(WAIT, outcome).await;
         waited.unwrap_or(Ok(Failure::UnderWay.into()))
     }
 
@@ -365,10 +366,15 @@ impl BindFlow {
         }
         let app = self.catalog.current().app(link.app_id.as_str()).cloned();
         let app = app.ok_or(Error::AppUnknown)?;
-        let person = match self.oauth.exchange(&app, code, true).await {
-            Ok(person) => person,
-            Err(oauth::Failure::AccessDenied) => return self.decline(ticket).await,
-            Err(failure) => return Ok(Failure::from(failure).into()),
+        let exchange = self.oauth.exchange(&app, code, true);
+        let person = match timeout(oauth::WECHAT, exchange).await {
+            Ok(Ok(person)) => person,
+            Ok(Err(oauth::Failure::AccessDenied)) => return self.decline(ticket).await,
+            Ok(Err(failure)) => return Ok(Failure::from(failure).into()),
+            Err(_) => {
+                warn!(app = app.name, "WeChat takes too long for a binding");
+                return Ok(Failure::WeChat.into());
+            }
         };
 
         // From here on other phones with the same link are too late.

@@ -907,6 +907,24 @@ async fn a_name_that_is_bound_becomes_no_account(world: World) {
 }
 
 #[tokio::test]
+async fn a_wechat_that_takes_long_is_a_page_within_ten_seconds() {
+    let world = World::embedded().await;
+    let desktop = world.desktop("wang").await;
+    let link = desktop.link().await;
+    let (phone, callback) = world.scan(&link, WANG).await;
+    // Each call is within its own five seconds.
+    for endpoint in [EXCHANGE, "/sns/userinfo"] {
+        let slow = serde_json::json!({ "endpoint": endpoint, "delay_ms": 4_000 });
+        let slow = serde_json::from_value(slow).unwrap();
+        world.wechat.add_fault(slow).unwrap();
+    }
+    let page = text(phone.open(&callback).await, 502).await;
+    assert!(page.contains("重新扫描二维码"), "{page}");
+    assert!(!world.is_bound("wang").await);
+    assert_eq!(world.bind(&link, WANG).await.status(), 200);
+}
+
+#[tokio::test]
 async fn a_binding_whose_answer_was_lost_is_one() {
     let world = World::with_servers().await;
     let desktop = world.desktop("wang").await;
