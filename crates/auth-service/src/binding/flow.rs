@@ -6,8 +6,8 @@
 //! - A state is good once and only in the browser that opened the link: a link of one person cannot be finished by
 //!   another's browser, so that nobody is bound to an account whose link they did not open themselves.
 //!
-//! A link and a state each have a second ticket, the claim, for what may happen once: whoever takes it goes on, and puts
-//! another in its place where nothing came of it. Only the holder of a claim writes what it belongs to.
+//! What may happen once with a link or a state is claimed: whoever holds the claim goes on, and alone writes what it is of.
+//! A link's claim is handed over where nothing came of it; of a holder that is gone, either is free after 15 seconds.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,7 +19,7 @@ use service_kit::{
 use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{Instrument as _, Span, info, warn};
 use url::Url;
 use uuid::Uuid;
 use wechat::{AppId, OAuthRequest, OAuthScope};
@@ -27,6 +27,7 @@ use wechat::{AppId, OAuthRequest, OAuthScope};
 use super::{Binding, Bindings, Refusal};
 use crate::{
     account::{AccountName, Accounts, Epoch},
+    claim::{Claim, Once},
     error::Error,
     metrics,
     oauth::{self, OAuth},
@@ -44,10 +45,6 @@ const LINK: Kind = Kind {
     name: "bind_link",
     life: LINK_LIFE,
 };
-const LINK_CLAIM: Kind = Kind {
-    name: "bind_link_claim",
-    life: LINK_LIFE,
-};
 /// Whether a phone opened the link: apart from it, since phones write it without its claim.
 const SCANNED: Kind = Kind {
     name: "bind_scanned",
@@ -57,10 +54,8 @@ const STATE: Kind = Kind {
     name: "bind_state",
     life: STATE_LIFE.saturating_add(UNDO),
 };
-const STATE_CLAIM: Kind = Kind {
-    name: "bind_state_claim",
-    life: STATE_LIFE,
-};
+/// Being bound takes longer than this only where a store hangs: the phone is told so, and it goes on.
+const ANSWER: Duration = Duration::from_secs(8);
 /// Whoever comes with a state that another request of the same browser is finishing waits this long for the outcome.
 const WAIT: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -74,7 +69,6 @@ struct Link {
     epoch: Option<Epoch>,
     /// In Unix milliseconds.
     end: u64,
-    claim: String,
     scanned: String,
     /// The nickname of the user who was bound by it.
     bound: Option<String>,
@@ -88,7 +82,6 @@ struct State {
     link: String,
     /// In Unix milliseconds: the end of coming back, not of what is told afterwards.
     end: u64,
-    claim: String,
     outcome: Option<Outcome>,
 }
 
@@ -148,8 +141,10 @@ pub(crate) enum Failure {
     Blocked,
     /// WeChat does not answer, or does not take the app's settings.
     WeChat,
-    /// Another request of the same browser is at it.
+    /// It is not done yet.
     UnderWay,
+    /// A store, or a setting of ours, failed it.
+    Away,
 }
 
 impl From<oauth::Failure> for Failure {
@@ -199,7 +194,6 @@ impl BindFlow {
             account: account.clone(),
             epoch,
             end: millis(since_epoch(end)),
-            claim: self.claim(&LINK_CLAIM).await?,
             scanned: self
                 .tickets
                 .put(&SCANNED, &false)
@@ -246,7 +240,6 @@ impl BindFlow {
             browser: digest(browser),
             link: link.to_owned(),
             end: self.clock.unix_millis() + millis(STATE_LIFE),
-            claim: self.claim(&STATE_CLAIM).await?,
             outcome: None,
         };
         let state = self.tickets.put(&STATE, &state).await?;
@@ -267,13 +260,31 @@ impl BindFlow {
     }
 
     /// A phone came back from WeChat; without a code its user declined. The same state again gives the same outcome.
+    ///
+    /// It goes on when the phone hangs up.
     pub(crate) async fn finish(
         &self,
         state: &str,
         browser: &str,
         code: Option<String>,
     ) -> Result<Outcome, Error> {
-        let Some(found) = self.state(state, browser).await? else {
+        let finish = self
+            .clone()
+            .finish_once(state.to_owned(), browser.to_owned(), code);
+        let finish = self.under_way.spawn(finish.instrument(Span::current()));
+        match timeout(ANSWER, finish).await {
+            Ok(outcome) => outcome?,
+            Err(_) => Ok(Failure::UnderWay.into()),
+        }
+    }
+
+    async fn finish_once(
+        self,
+        state: String,
+        browser: String,
+        code: Option<String>,
+    ) -> Result<Outcome, Error> {
+        let Some(found) = self.state(&state, &browser).await? else {
             return Ok(Failure::Expired.into());
         };
         if let Some(outcome) = found.outcome {
@@ -282,27 +293,27 @@ impl BindFlow {
         if found.end <= self.clock.unix_millis() {
             return Ok(Failure::Expired.into());
         }
-        let taken: Option<()> = self.tickets.take(&STATE_CLAIM, &found.claim).await?;
-        if taken.is_none() {
-            return self.await_outcome(state, browser).await;
+        let once = Once::new("bind_state", &[&state]);
+        if !self.oauth.claims.is_first(&once).await? {
+            return self.await_outcome(&state, &browser).await;
         }
-        let (flow, state) = (self.clone(), state.to_owned());
-        let finish = async move {
-            let outcome = match code {
-                Some(code) => flow.commit(&found.link, &code).await,
-                None => flow.decline(&found.link).await,
-            };
-            metrics::binding(&outcome);
-            let outcome = outcome?;
-            let told = State {
-                outcome: Some(outcome.clone()),
-                ..found
-            };
-            // The outcome stands, whether or not it can be told twice.
-            flow.leave(flow.tickets.replace(&STATE, &state, &told).await);
-            Ok(outcome)
+        let outcome = match code {
+            Some(code) => self.commit(&found.link, &code).await,
+            None => self.decline(&found.link).await,
         };
-        self.under_way.spawn(finish).await?
+        metrics::binding(&outcome);
+        let outcome = outcome.unwrap_or_else(|error| {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "a WeChat user could not be bound");
+            Failure::Away.into()
+        });
+        let told = State {
+            outcome: Some(outcome.clone()),
+            ..found
+        };
+        // The outcome stands, whether or not it can be told twice.
+        self.leave(self.tickets.replace(&STATE, &state, &told).await);
+        Ok(outcome)
     }
 
     /// The phone that was bound takes it back. Answers whether it could.
@@ -378,9 +389,12 @@ impl BindFlow {
         };
 
         // From here on other phones with the same link are too late.
-        let taken: Option<()> = self.tickets.take(&LINK_CLAIM, &link.claim).await?;
-        if taken.is_none() || link.end <= self.clock.unix_millis() {
-            return Ok(Failure::Outrun.into());
+        let once = Once::new("bind_link", &[ticket]);
+        match self.oauth.claims.claim::<(), ()>(&once).await? {
+            Claim::Won(_) if link.end > self.clock.unix_millis() => {}
+            Claim::Won(_) | Claim::Held | Claim::Answered(()) => {
+                return Ok(Failure::Outrun.into());
+            }
         }
         let bound = self
             .bindings
@@ -394,7 +408,8 @@ impl BindFlow {
         let binding = match bound {
             Ok(binding) => binding,
             Err(error) => {
-                self.leave(self.give_back(ticket, link).await);
+                // Nothing came of the claim on the link: another phone may have it.
+                self.leave(self.oauth.claims.hand_over(&once, &(), LINK_LIFE).await);
                 return match error {
                     Error::Binding(Refusal::AccountBound) => Ok(Failure::AccountBound.into()),
                     Error::Binding(Refusal::UserBound) => Ok(Failure::UserBound.into()),
@@ -405,7 +420,11 @@ impl BindFlow {
         // Looked at after the row is there: an account that is deleted or gets another password meanwhile either finds the
         // row, or is found gone here.
         match self.is_signed_in(&link).await {
-            Ok(true) => Ok(self.bound(ticket, link, binding).await),
+            Ok(true) => {
+                let used = self.oauth.claims.answer(&once, &(), LINK_LIFE).await;
+                self.leave(used);
+                Ok(self.bound(ticket, link, binding).await)
+            }
             Ok(false) => {
                 self.bindings.remove(binding.id).await?;
                 Ok(Failure::Expired.into())
@@ -430,22 +449,11 @@ impl BindFlow {
         }
     }
 
-    /// Nothing came of the claim on the link: another phone may have it.
-    async fn give_back(&self, ticket: &str, mut link: Link) -> Result<bool, Error> {
-        link.claim = self.claim(&LINK_CLAIM).await?;
-        self.tickets.replace(&LINK, ticket, &link).await
-    }
-
-    fn leave(&self, left: Result<bool, Error>) {
+    fn leave<T>(&self, left: Result<T, Error>) {
         if let Err(error) = left {
             let error = &error as &dyn std::error::Error;
             warn!(error, "what became of a bind link could not be left there");
         }
-    }
-
-    async fn claim(&self, kind: &Kind) -> Result<String, Error> {
-        let claim = self.tickets.put(kind, &()).await?;
-        Ok(claim.expose().to_owned())
     }
 
     async fn link(&self, ticket: &str) -> Result<Option<Link>, Error> {
@@ -487,6 +495,8 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use sea_orm::ConnectionTrait as _;
+
     use crate::{claim::Claims, migration::Migrator, session::Sessions, user::Users};
 
     const CATALOG: &str = r#"
@@ -634,6 +644,41 @@ secret = "dev-secret-news"
         world.pass(STATE_LIFE);
         let (_, outcome) = world.finish(&url).await;
         assert_eq!(outcome, Failure::Expired.into());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_fails_is_told_at_once_and_again() {
+        let world = World::new().await;
+        let (link, url) = world.opened().await;
+        let database = &world.flow.bindings.database;
+        let rename = "ALTER TABLE binding RENAME TO gone";
+        database.execute_unprepared(rename).await.unwrap();
+        let (state, outcome) = world.finish(&url).await;
+        assert_eq!(outcome, Failure::Away.into());
+        // Nobody waits for what is over, and another scan binds.
+        let again = world.flow.finish(&state, "phone", Some("x".to_owned()));
+        assert_eq!(again.await.unwrap(), Failure::Away.into());
+        let rename = "ALTER TABLE gone RENAME TO binding";
+        database.execute_unprepared(rename).await.unwrap();
+        let url = world.open(&link).await.unwrap();
+        let (_, outcome) = world.finish(&url).await;
+        assert!(matches!(outcome, Outcome::Bound { .. }), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn a_claim_whose_holder_is_gone_heals_after_15_seconds() {
+        let world = World::new().await;
+        let (link, url) = world.opened().await;
+        // Another phone's request took the link, and its process is gone.
+        let claims = &world.flow.oauth.claims;
+        let gone = Once::new("bind_link", &[&link]);
+        assert!(claims.is_first(&gone).await.unwrap());
+        let (_, outcome) = world.finish(&url).await;
+        assert_eq!(outcome, Failure::Outrun.into());
+        world.pass(15 * SECOND);
+        let url = world.open(&link).await.unwrap();
+        let (_, outcome) = world.finish(&url).await;
+        assert!(matches!(outcome, Outcome::Bound { .. }), "{outcome:?}");
     }
 
     #[tokio::test]

@@ -599,5 +599,13 @@ fn why(failure: Failure) -> (StatusCode, [&'static str; 2], [&'static str; 2]) {
                 "You are being bound. Reload this page in a moment.",
             ],
         ),
+        Failure::Away => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            ["未绑定", "服务暂时不可用，请稍后重新扫描二维码。"],
+            [
+                "Not bound",
+                "The service is not available right now. Scan the code again in a moment.",
+            ],
+        ),
     }
 }
