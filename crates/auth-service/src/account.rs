@@ -57,6 +57,9 @@ pub enum Refusal {
     /// More passwords are being checked than is good.
     #[error("too many passwords are being checked")]
     Busy,
+    /// More browsers follow a QR code than is good.
+    #[error("too many pages follow a QR code: close some")]
+    Crowded,
     /// The caller has some apps, and accounts stand above apps.
     #[error(
         "accounts stand above apps: the caller needs apps = [\"*\"]. For users of its own, a team calls CreateBindLink"

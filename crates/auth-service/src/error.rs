@@ -253,7 +253,7 @@ pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
                     let reason = reasons::ACCOUNT_COOLING_DOWN;
                     (Code::ResourceExhausted, reason, Some(*left))
                 }
-                account::Refusal::Busy => {
+                account::Refusal::Busy | account::Refusal::Crowded => {
                     let retry_after = Some(Duration::from_secs(1));
                     (Code::Unavailable, reasons::BUSY, retry_after)
                 }

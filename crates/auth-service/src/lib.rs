@@ -10,6 +10,7 @@ mod claim;
 pub mod config;
 mod cookie;
 pub mod error;
+mod followers;
 mod grpc;
 mod http;
 pub mod login;
@@ -26,7 +27,6 @@ pub mod user_data;
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
 };
 
 use proto::auth::v1::auth_service_server::{AuthServiceServer, SERVICE_NAME};
@@ -44,7 +44,6 @@ use service_kit::{
     storage,
 };
 use token_client::TokenClient;
-use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 use url::Url;
@@ -55,6 +54,7 @@ use self::{
     binding::{BindFlow, Bindings},
     claim::Claims,
     cookie::Cookies,
+    followers::Followers,
     login::Logins,
     migration::Migrator,
     oauth::OAuth,
@@ -67,8 +67,6 @@ pub use self::{config::Config, error::Error, migration::migrate};
 
 /// The service's name.
 const NAME: &str = "auth-service";
-/// So many browsers follow a bind link at once: each costs a connection, and a read from Redis a second.
-const FOLLOWERS: usize = 1_000;
 /// The secrets that it resolves.
 const NEEDS: Needs = Needs {
     app_secrets: true,
@@ -124,7 +122,7 @@ struct Auth {
     bindings: Bindings,
     binds: BindFlow,
     /// Places for those who follow a bind link.
-    followers: Arc<Semaphore>,
+    followers: Followers,
     tickets: Tickets,
     cookies: Cookies,
     tokens: TokenClient,
@@ -288,7 +286,7 @@ impl App {
             accounts,
             bindings,
             binds,
-            followers: Arc::new(Semaphore::new(FOLLOWERS)),
+            followers: Followers::default(),
             tickets,
             cookies: Cookies::at(public_url.as_ref()),
             tokens: tokens.clone(),

@@ -1,6 +1,6 @@
 //! The bind pages: the one with the QR code, and those on the phone that scans it.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, mem, sync::Arc, time::Duration};
 
 use askama::Template;
 use axum::{
@@ -19,7 +19,6 @@ use futures_util::{Stream, stream};
 use rand::Rng as _;
 use serde_json::json;
 use service_kit::{App, AppKind, http};
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::warn;
 use wechat::AppId;
 
@@ -35,6 +34,7 @@ use crate::{
     account::{self, AccountName, SignedIn},
     binding::{self, Binding, Failure, Outcome, Progress, link_url, qr_code},
     error::Error,
+    followers::Place,
     page::{self, Language},
 };
 
@@ -52,7 +52,7 @@ const DECLINED: &str = "authdeny";
 const LEFT: Duration = Duration::from_secs(60);
 /// How often a link is looked at for whoever follows it …
 const POLL: Duration = Duration::from_secs(1);
-/// … and every so many looks the account, too, which may be bound by another link.
+/// … and every so many looks the account, too, which may be bound by another link, or signed in no more.
 const POLLS_PER_ACCOUNT: u32 = 5;
 /// A comment keeps proxies from closing a connection on which nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -277,15 +277,17 @@ async fn status(
     let params = Params::of_query(query.as_deref());
     let follow = async {
         let asked = asked(&auth, &headers, &params).await?;
-        let place = Arc::clone(&auth.followers).try_acquire_owned();
+        let place = auth.followers.admit(asked.account());
         Ok(Follow {
             auth: auth.clone(),
             app_id: asked.app_id().clone(),
+            ticket: asked.ticket.to_owned(),
             account: asked.account().clone(),
             link: asked.signed_in.link(asked.app_id()).map(str::to_owned),
             told: None,
             looks: 0,
-            _place: place.map_err(|_| account::Refusal::Busy)?,
+            warned: false,
+            _place: place.ok_or(account::Refusal::Crowded)?,
         })
     };
     let follow: Result<_, Error> = follow.await;
@@ -304,11 +306,14 @@ async fn status(
 struct Follow {
     auth: Auth,
     app_id: AppId,
+    /// Of the account that is signed in.
+    ticket: String,
     account: AccountName,
     link: Option<String>,
     told: Option<Progress>,
     looks: u32,
-    _place: OwnedSemaphorePermit,
+    warned: bool,
+    _place: Place,
 }
 
 impl Follow {
@@ -340,8 +345,10 @@ impl Follow {
                 Ok(_) => {}
                 // The next look may succeed; a link that cannot be looked at any more is over.
                 Err(error) if Duration::from_secs(self.looks.into()) < binding::LINK_LIFE => {
-                    let error = &error as &dyn std::error::Error;
-                    warn!(error, "a bind link cannot be followed");
+                    if !mem::replace(&mut self.warned, true) {
+                        let error = &error as &dyn std::error::Error;
+                        warn!(error, "a bind link cannot be followed");
+                    }
                 }
                 Err(_) => return Progress::Expired,
             }
@@ -349,11 +356,15 @@ impl Follow {
     }
 
     async fn look(&self) -> Result<Progress, Error> {
-        if self.looks.is_multiple_of(POLLS_PER_ACCOUNT)
-            && let Some(Binding { nickname, .. }) =
-                self.auth.bindings.get(&self.app_id, &self.account).await?
-        {
-            return Ok(Progress::Bound { nickname });
+        if self.looks.is_multiple_of(POLLS_PER_ACCOUNT) {
+            let signed_in = self.auth.accounts.signed_in(&self.ticket).await?;
+            if signed_in.is_none() {
+                return Ok(Progress::Expired);
+            }
+            let binding = self.auth.bindings.get(&self.app_id, &self.account);
+            if let Some(Binding { nickname, .. }) = binding.await? {
+                return Ok(Progress::Bound { nickname });
+            }
         }
         match &self.link {
             Some(link) => Ok(self.auth.binds.progress(link).await?.0),

@@ -1128,6 +1128,49 @@ async fn a_desktop_follows_its_code_across_replicas() {
     assert_eq!(there.next().await, None);
 }
 
+#[tokio::test]
+async fn an_account_follows_its_code_with_eight_pages() {
+    let world = World::embedded().await;
+    let desktop = world.desktop("wang").await;
+    desktop.link().await;
+    let mut events = Vec::new();
+    for _ in 0..8 {
+        events.push(Events::follow(&desktop.0).await);
+    }
+    let refused = desktop.0.open("/bind/status").await;
+    assert_eq!(refused.headers()[RETRY_AFTER], "1");
+    let (code, body) = error(refused).await;
+    assert_eq!((code, &body["code"]), (503, &Value::from("BUSY")));
+    // Others have places of their own, and a page that is closed leaves its.
+    let other = world.desktop("li").await;
+    Events::follow(&other.0).await;
+    events.pop();
+    eventually("its place is free", PATIENCE, async || {
+        desktop.0.open("/bind/status").await.status() == 200
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_signs_out_or_gets_another_password_follows_no_more() {
+    let world = World::embedded().await;
+    let desktop = world.desktop("wang").await;
+    desktop.link().await;
+    let mut events = Events::follow(&desktop.0).await;
+    assert_eq!(events.next().await, status("waiting"));
+    desktop.post("/account/logout").await;
+    assert_eq!(events.next().await, status("expired"));
+    assert_eq!(events.next().await, None);
+
+    sign_in(&desktop.0, "wang", PASSWORD).await;
+    desktop.link().await;
+    let mut events = Events::follow(&desktop.0).await;
+    assert_eq!(events.next().await, status("waiting"));
+    set_password(&world, KEY, "wang").await.unwrap();
+    assert_eq!(events.next().await, status("expired"));
+    assert_eq!(events.next().await, None);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cooled_down_name_is_refused_by_every_replica() {
     let mut world = World::with_servers().await;
