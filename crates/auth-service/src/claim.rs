@@ -14,9 +14,10 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use redis::{AsyncCommands as _, Script, aio::ConnectionManager};
 use serde::{Serialize, de::DeserializeOwned};
-use service_kit::{Clock, Sealer, clock::millis};
+use service_kit::{Clock, Sealer, clock::millis, seal::OpenError};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep};
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::{error::Error, memory::ExpiringMap};
@@ -235,9 +236,9 @@ impl Claims {
                 return Ok(None);
             };
             if let Some(sealed) = found.strip_prefix(WORK) {
-                return Ok(Some(Claim::Won(self.unseal(once, sealed)?)));
+                return Ok(self.unseal(once, sealed)?.map(Claim::Won));
             } else if let Some(sealed) = found.strip_prefix(ANSWER) {
-                return Ok(Some(Claim::Answered(self.unseal(once, sealed)?)));
+                return Ok(self.unseal(once, sealed)?.map(Claim::Answered));
             } else if Instant::now() + pause > deadline {
                 return Ok(Some(Claim::Held));
             }
@@ -300,10 +301,19 @@ impl Claims {
         Ok(self.sealer.seal(&once.context(), &json))
     }
 
-    fn unseal<T: DeserializeOwned>(&self, once: &Once, sealed: &str) -> Result<T, Error> {
-        let json = self.sealer.open(&once.context(), sealed);
-        let json = json.map_err(|_| Error::Stored("claim"))?;
-        serde_json::from_slice(&json).map_err(|_| Error::Stored("claim"))
+    /// None when the key that sealed it is gone: as if nothing had lain there. A code whose outcome cannot be read is
+    /// exchanged again, which WeChat refuses, so that the user begins anew.
+    fn unseal<T: DeserializeOwned>(&self, once: &Once, sealed: &str) -> Result<Option<T>, Error> {
+        let json = match self.sealer.open(&once.context(), sealed) {
+            Ok(json) => json,
+            Err(OpenError::UnknownKey) => {
+                warn!("WXHUB_MASTER_KEY does not hold the key that sealed a claim");
+                return Ok(None);
+            }
+            Err(OpenError::Malformed | OpenError::Forged) => return Err(Error::Stored("claim")),
+        };
+        let content = serde_json::from_slice(&json).map_err(|_| Error::Stored("claim"))?;
+        Ok(Some(content))
     }
 }
 
@@ -392,6 +402,30 @@ mod tests {
         assert!(found.starts_with(WORK) && !found.contains("readable"));
         let left: u64 = connection.pttl(once.key()).await.unwrap();
         assert!(left <= millis(LIFE));
+    }
+
+    #[tokio::test]
+    async fn what_was_sealed_by_a_key_that_is_gone_counts_as_none() {
+        let claims = Claims::new(None, Sealer::ephemeral(), Clock::System);
+        let rotated = Claims {
+            sealer: Sealer::ephemeral(),
+            ..claims.clone()
+        };
+        let (one, other) = (once(), once());
+        claims.lay(&one, &"work", LIFE).await.unwrap();
+        assert_eq!(claim(&rotated, &other).await, "free");
+        assert!(is_held(&claims, &one).await, "and whoever came has it now");
+
+        let laid = Once::new("oauth", &["state"]);
+        claims.lay(&laid, &"begun", LIFE).await.unwrap();
+        let nothing = rotated.claim_laid::<String, String>(&laid).await.unwrap();
+        assert!(nothing.is_none());
+
+        let done = Once::new("login", &["wx1", "done"]);
+        claim(&claims, &done).await;
+        claims.answer(&done, &"done", ANSWER_KEPT).await.unwrap();
+        assert_eq!(claim(&rotated, &done).await, "free");
+        assert_eq!(claim(&claims, &done).await, "answer done");
     }
 
     #[tokio::test(start_paused = true)]

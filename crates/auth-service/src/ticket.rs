@@ -13,8 +13,9 @@ use rand::Rng as _;
 use redis::{AsyncCommands as _, Script, aio::ConnectionManager};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
-use service_kit::{Clock, Sealer, clock::millis};
+use service_kit::{Clock, Sealer, clock::millis, seal::OpenError};
 use sha2::{Digest as _, Sha256};
+use tracing::warn;
 
 use crate::{error::Error, memory::ExpiringMap};
 
@@ -146,7 +147,7 @@ impl Tickets {
                 entry.map(|entry| entry.value.clone())
             }
         };
-        sealed.map(|sealed| self.open(&key, &sealed)).transpose()
+        sealed.map_or(Ok(None), |sealed| self.open(&key, &sealed))
     }
 
     /// What a ticket stands for, for the last time: of those who take it at once, one gets it.
@@ -172,7 +173,7 @@ impl Tickets {
                 found
             }
         };
-        sealed.map(|sealed| self.open(&key, &sealed)).transpose()
+        sealed.map_or(Ok(None), |sealed| self.open(&key, &sealed))
     }
 
     /// Makes a ticket stand for something else from now on, for the rest of its life. Answers whether it lives.
@@ -211,10 +212,18 @@ impl Tickets {
         Ok(self.sealer.seal(key, &json))
     }
 
-    fn open<T: DeserializeOwned>(&self, key: &str, sealed: &str) -> Result<T, Error> {
-        let json = self.sealer.open(key, sealed);
-        let json = json.map_err(|_| Error::Stored("ticket"))?;
-        serde_json::from_slice(&json).map_err(|_| Error::Stored("ticket"))
+    /// None when the key that sealed it is gone: whoever shows the ticket begins anew.
+    fn open<T: DeserializeOwned>(&self, key: &str, sealed: &str) -> Result<Option<T>, Error> {
+        let json = match self.sealer.open(key, sealed) {
+            Ok(json) => json,
+            Err(OpenError::UnknownKey) => {
+                warn!("WXHUB_MASTER_KEY does not hold the key that sealed a ticket");
+                return Ok(None);
+            }
+            Err(OpenError::Malformed | OpenError::Forged) => return Err(Error::Stored("ticket")),
+        };
+        let content = serde_json::from_slice(&json).map_err(|_| Error::Stored("ticket"))?;
+        Ok(Some(content))
     }
 }
 
@@ -291,6 +300,21 @@ mod tests {
         tickets.replace(&LINK, ticket.expose(), &"2").await.unwrap();
         let left: i64 = connection.pttl(key).await.unwrap();
         assert!((1..=60_000).contains(&left), "{left}");
+    }
+
+    #[tokio::test]
+    async fn a_ticket_whose_key_is_gone_is_none() {
+        let tickets = Tickets::new(None, Sealer::ephemeral(), Clock::System);
+        let ticket = tickets.put(&LINK, &"sealed").await.unwrap();
+        let text = ticket.expose();
+        let rotated = Tickets {
+            sealer: Sealer::ephemeral(),
+            ..tickets.clone()
+        };
+        assert_eq!(rotated.look::<String>(&LINK, text).await.unwrap(), None);
+        let found = tickets.look::<String>(&LINK, text).await.unwrap();
+        assert_eq!(found.as_deref(), Some("sealed"));
+        assert_eq!(rotated.take::<String>(&LINK, text).await.unwrap(), None);
     }
 
     #[tokio::test(start_paused = true)]
