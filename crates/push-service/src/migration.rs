@@ -1,4 +1,6 @@
 //! push-service's tables. Published migrations are never changed; new ones are added at the end.
+//!
+//! MySQL commits each statement by itself, so that a run may break off between any two: each makes only what is not there.
 
 mod m20261121_000001_message;
 mod m20261121_000002_form;
@@ -33,11 +35,26 @@ impl MigratorTrait for Migrator {
 /// spaces at the end, so that what is told apart by a text has none.
 fn table(manager: &SchemaManager<'_>, name: &'static str) -> TableCreateStatement {
     let mut table = Table::create();
-    table.table(name);
+    table.table(name).if_not_exists();
     if manager.get_database_backend() == DatabaseBackend::MySql {
         table.character_set("utf8mb4").collate("utf8mb4_bin");
     }
     table
+}
+
+/// Makes an index of a table, unless it is there.
+async fn index(
+    manager: &SchemaManager<'_>,
+    table: &'static str,
+    name: &'static str,
+    mut index: IndexCreateStatement,
+) -> Result<(), DbErr> {
+    if manager.has_index(table, name).await? {
+        return Ok(());
+    }
+    manager
+        .create_index(index.name(name).table(table).take())
+        .await
 }
 
 /// A moment in UTC, to the microsecond.
@@ -49,4 +66,52 @@ fn moment(manager: &SchemaManager<'_>, name: &'static str) -> ColumnDef {
         column.date_time();
     }
     column
+}
+
+#[cfg(test)]
+mod tests {
+    use sea_orm_migration::sea_orm::ConnectionTrait as _;
+    use service_kit::{settings::DatabaseUrl, storage};
+    use test_support::MariaDb;
+
+    use super::*;
+
+    const INDICES: [(&str, &str); 2] = [("message", "message_due"), ("form", "form_soonest")];
+
+    #[tokio::test]
+    async fn a_run_that_broke_off_is_taken_up_in_sqlite() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("push.sqlite");
+        breaks_off_and_is_taken_up(&format!("sqlite://{}", file.display())).await;
+    }
+
+    #[tokio::test]
+    async fn a_run_that_broke_off_is_taken_up_in_mariadb() {
+        breaks_off_and_is_taken_up(MariaDb::database().await.url()).await;
+    }
+
+    async fn breaks_off_and_is_taken_up(url: &str) {
+        let url = DatabaseUrl::new(url.to_owned());
+        let database = storage::database(&url).await.unwrap();
+        storage::migrate::<Migrator>(&database).await.unwrap();
+        let manager = SchemaManager::new(&database);
+        // As after a crash between two statements, before any migration was noted.
+        for (table, name) in INDICES {
+            let index = Index::drop().name(name).table(table).to_owned();
+            manager.drop_index(index).await.unwrap();
+        }
+        let column = Table::alter()
+            .table("message")
+            .drop_column("expire_time")
+            .to_owned();
+        manager.alter_table(column).await.unwrap();
+        let noted = "DELETE FROM push_migrations";
+        database.execute_unprepared(noted).await.unwrap();
+
+        storage::migrate::<Migrator>(&database).await.unwrap();
+        for (table, name) in INDICES {
+            assert!(manager.has_index(table, name).await.unwrap(), "{name}");
+        }
+        assert!(manager.has_column("message", "expire_time").await.unwrap());
+    }
 }

@@ -39,6 +39,7 @@ impl MigrationTrait for Migration {
         };
         let mut table = Table::create()
             .table(User::Table)
+            .if_not_exists()
             .col(
                 ColumnDef::new(User::Id)
                     .char_len(36)

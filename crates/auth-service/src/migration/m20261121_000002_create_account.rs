@@ -38,6 +38,7 @@ impl MigrationTrait for Migration {
         let mysql = manager.get_database_backend() == DbBackend::MySql;
         let account = Table::create()
             .table(Account::Table)
+            .if_not_exists()
             .col(
                 ColumnDef::new(Account::Name)
                     .string_len(64)
@@ -57,6 +58,7 @@ impl MigrationTrait for Migration {
 
         let binding = Table::create()
             .table(Binding::Table)
+            .if_not_exists()
             .col(
                 ColumnDef::new(Binding::Id)
                     .char_len(36)

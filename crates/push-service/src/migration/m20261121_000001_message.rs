@@ -5,7 +5,7 @@
 
 use sea_orm_migration::prelude::*;
 
-use super::{moment, table};
+use super::{index, moment, table};
 
 #[derive(DeriveMigrationName)]
 pub(super) struct Migration;
@@ -41,21 +41,17 @@ impl MigrationTrait for Migration {
             .to_owned();
         manager.create_table(message).await?;
         let idempotency = Index::create()
-            .name("message_request")
-            .table("message")
             .col("app_id")
             .col("caller")
             .col("request_id")
             .unique()
             .to_owned();
-        manager.create_index(idempotency).await?;
+        index(manager, "message", "message_request", idempotency).await?;
         let due = Index::create()
-            .name("message_due")
-            .table("message")
             .col("state")
             .col("next_attempt_time")
             .to_owned();
-        manager.create_index(due).await
+        index(manager, "message", "message_due", due).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {

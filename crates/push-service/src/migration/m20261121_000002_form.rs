@@ -5,7 +5,7 @@
 
 use sea_orm_migration::prelude::*;
 
-use super::{moment, table};
+use super::{index, moment, table};
 
 #[derive(DeriveMigrationName)]
 pub(super) struct Migration;
@@ -22,13 +22,11 @@ impl MigrationTrait for Migration {
             .to_owned();
         manager.create_table(form).await?;
         let soonest = Index::create()
-            .name("form_soonest")
-            .table("form")
             .col("app_id")
             .col("open_id")
             .col("expire_time")
             .to_owned();
-        manager.create_index(soonest).await
+        index(manager, "form", "form_soonest", soonest).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {

@@ -18,6 +18,9 @@ impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         // SQLite adds one column a statement.
         for name in COLUMNS {
+            if manager.has_column("message", name).await? {
+                continue;
+            }
             let column = moment(manager, name).null().to_owned();
             let table = Table::alter()
                 .table("message")
