@@ -15,7 +15,7 @@ const QUEUE: usize = 64;
 /// it: nobody knows one that hashes to zeros.
 const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-/// Hashes as many passwords at once as the machine has processors: each takes one of them, and 19 MiB.
+/// Hashes a few passwords at once: each takes a processor, and 19 MiB.
 #[derive(Debug, Clone)]
 pub(super) struct Hasher {
     queue: Arc<Semaphore>,
@@ -27,7 +27,7 @@ impl Hasher {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             queue: Arc::new(Semaphore::new(QUEUE)),
-            processors: Arc::new(Semaphore::new(processors)),
+            processors: Arc::new(Semaphore::new(at_once(processors))),
         }
     }
 
@@ -76,6 +76,11 @@ impl Hasher {
     }
 }
 
+/// How many are hashed at once: the other processors are left to whoever verifies sessions, however many try passwords.
+fn at_once(processors: usize) -> usize {
+    (processors / 2).max(1)
+}
+
 /// Argon2id, version 19, m = 19 MiB, t = 2, p = 1: the first of OWASP's choices (Password Storage Cheat Sheet).
 fn argon2() -> Argon2<'static> {
     Argon2::default()
@@ -118,6 +123,13 @@ mod tests {
         assert_eq!(nobody.params, known.params);
         let length = |hash: &PasswordHash| hash.hash.as_ref().unwrap().len();
         assert_eq!(length(&nobody), length(&known));
+    }
+
+    #[test]
+    fn half_of_the_processors_are_left_where_there_are_two() {
+        for (processors, hashing) in [(1, 1), (2, 1), (3, 1), (4, 2), (64, 32)] {
+            assert_eq!(at_once(processors), hashing, "of {processors}");
+        }
     }
 
     #[tokio::test]
