@@ -2,10 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header, request};
+use axum::{
+    extract::{Query, rejection::QueryRejection},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request},
+};
+use serde::Deserialize;
 use service_kit::{App, Catalog, http};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use url::{Position, Url};
+use wechat::AppId;
 
 use crate::{Auth, error::Error, oauth::ReturnTo, session::Token};
 
@@ -23,6 +28,25 @@ pub(super) struct Shown {
     /// Whose cookie it was; none when it was a header.
     pub(super) cookie: Option<Arc<App>>,
 }
+
+impl Shown {
+    /// Whether it may be a session with this app: a cookie's is with the cookie's own.
+    pub(super) fn may_be_with(&self, app_id: &AppId, auth: &Auth) -> bool {
+        match &self.cookie {
+            Some(app) => app.app_id == *app_id,
+            None => auth.catalog.current().app(app_id.as_str()).is_some(),
+        }
+    }
+}
+
+/// Which session is meant, where a browser has several.
+#[derive(Debug, Deserialize)]
+pub(super) struct Which {
+    app: Option<String>,
+}
+
+/// The query of a request, as far as it is read.
+pub(super) type WhichQuery = Result<Query<Which>, QueryRejection>;
 
 /// What the cookie of a session with the app is called.
 fn cookie_of(app: &App) -> String {
@@ -49,7 +73,8 @@ pub(super) fn session_with(auth: &Auth, headers: &HeaderMap, app: &App) -> Optio
     Token::parse(token).ok()
 }
 
-/// The session of the request: that of its `Authorization` header, or of a cookie: the one of `app`, or the only one.
+/// The session of the request: that of its `Authorization` header, or of a cookie: the one that `?app=` names, or the
+/// only one.
 ///
 /// A cookie comes by itself with whatever page asks, so that it counts only for pages of this service's own host and
 /// of those that its app returns to.
@@ -57,7 +82,8 @@ pub(super) fn session_with(auth: &Auth, headers: &HeaderMap, app: &App) -> Optio
 /// # Errors
 /// [`Error::SessionMissing`] when there is none, [`Error::SessionInvalid`] when it cannot be one,
 /// [`Error::OriginForbidden`] when the page is of another site; when there are several.
-pub(super) fn shown(auth: &Auth, headers: &HeaderMap, app: Option<&str>) -> Result<Shown, Error> {
+pub(super) fn shown(auth: &Auth, headers: &HeaderMap, which: WhichQuery) -> Result<Shown, Error> {
+    let Query(Which { app }) = which.map_err(|_| Error::field("app", "comes twice"))?;
     if headers.contains_key(header::AUTHORIZATION) {
         let token = http::bearer(headers).ok_or(Error::SessionInvalid)?;
         // Whatever is wrong with it, it is no session.
@@ -67,7 +93,7 @@ pub(super) fn shown(auth: &Auth, headers: &HeaderMap, app: Option<&str>) -> Resu
     }
     let site = Site::of(auth, headers)?;
     let catalog = auth.catalog.current();
-    let app = match app.filter(|app| !app.is_empty()) {
+    let app = match app.as_deref().filter(|app| !app.is_empty()) {
         Some(app) => catalog.app(app).cloned().ok_or(Error::AppUnknown)?,
         None => the_only(&signed_in_to(auth, headers, &catalog))?,
     };

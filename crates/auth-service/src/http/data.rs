@@ -9,8 +9,12 @@ use axum::{
 };
 use serde::Deserialize;
 use service_kit::http;
+use wechat::AppId;
 
-use super::{NO_STORE, browser};
+use super::{
+    NO_STORE,
+    browser::{self, WhichQuery},
+};
 use crate::{Auth, user_data::Encrypted};
 
 pub(super) fn routes() -> Router<Auth> {
@@ -29,17 +33,19 @@ struct UserData {
 async fn user_data(
     State(auth): State<Auth>,
     headers: HeaderMap,
+    which: WhichQuery,
     http::Json(request): http::Json<UserData>,
 ) -> Result<Response, http::Error> {
     let data = async {
-        let token = browser::shown(&auth, &headers, None)?.token;
+        let shown = browser::shown(&auth, &headers, which)?;
         let encrypted = Encrypted::parse(
             request.encrypted_data.as_deref().unwrap_or_default(),
             request.iv.as_deref().unwrap_or_default(),
             request.raw_data.as_deref().unwrap_or_default(),
             request.signature.as_deref().unwrap_or_default(),
         )?;
-        auth.open_user_data(&token, |_| true, &encrypted).await
+        let open_to = |app_id: &AppId| shown.may_be_with(app_id, &auth);
+        auth.open_user_data(&shown.token, open_to, &encrypted).await
     };
     let data = data.await.map_err(|error| auth.status(&error))?;
     Ok(([(header::CACHE_CONTROL, NO_STORE)], JsonBody(data)).into_response())

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use axum::{
     Json as JsonBody, Router,
-    extract::{Query, State, rejection::QueryRejection},
+    extract::State,
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -14,7 +14,11 @@ use serde::{Deserialize, Serialize};
 use service_kit::{App, AppKind, Catalog, http};
 use wechat::AppId;
 
-use super::{NO_STORE, browser, text};
+use super::{
+    NO_STORE,
+    browser::{self, WhichQuery},
+    text,
+};
 use crate::{
     Auth,
     error::Error,
@@ -177,32 +181,24 @@ impl Me {
         }
     }
 
-    async fn of(auth: &Auth, headers: &HeaderMap, app: &Which) -> Result<Self, Error> {
-        let shown = browser::shown(auth, headers, app.app.as_deref())?;
-        let of_the_app = |app_id: &AppId| match &shown.cookie {
-            Some(app) => app.app_id == *app_id,
-            None => auth.catalog.current().app(app_id.as_str()).is_some(),
-        };
-        let (session, expires) = auth.sessions.verify(&shown.token, of_the_app).await?;
+    async fn of(auth: &Auth, headers: &HeaderMap, which: WhichQuery) -> Result<Self, Error> {
+        let shown = browser::shown(auth, headers, which)?;
+        let open_to = |app_id: &AppId| shown.may_be_with(app_id, auth);
+        let (session, expires) = auth.sessions.verify(&shown.token, open_to).await?;
         let user = auth.users.get(session.user_id).await?;
         Ok(Self::new(user.ok_or(Error::SessionInvalid)?, expires))
     }
-}
-
-/// Which session is meant, where a browser has several.
-#[derive(Deserialize)]
-struct Which {
-    app: Option<String>,
 }
 
 /// `GET /me`: who the session's user is.
 async fn me(
     State(auth): State<Auth>,
     headers: HeaderMap,
-    app: Result<Query<Which>, QueryRejection>,
+    which: WhichQuery,
 ) -> Result<Response, http::Error> {
-    let me = async { Me::of(&auth, &headers, &which(app)?).await };
-    let me = me.await.map_err(|error| auth.status(&error))?;
+    let me = Me::of(&auth, &headers, which)
+        .await
+        .map_err(|error| auth.status(&error))?;
     Ok(([(header::CACHE_CONTROL, NO_STORE)], JsonBody(me)).into_response())
 }
 
@@ -210,13 +206,13 @@ async fn me(
 async fn test(
     State(auth): State<Auth>,
     headers: HeaderMap,
-    app: Result<Query<Which>, QueryRejection>,
+    which: WhichQuery,
 ) -> Result<Response, http::Error> {
-    let me = async { Me::of(&auth, &headers, &which(app)?).await };
+    let me = Me::of(&auth, &headers, which).await;
     let body = Authorized {
         code: 0,
         message: "signed in.",
-        data: me.await.map_err(|error| auth.status(&error))?,
+        data: me.map_err(|error| auth.status(&error))?,
     };
     Ok(([(header::CACHE_CONTROL, NO_STORE)], JsonBody(body)).into_response())
 }
@@ -225,10 +221,10 @@ async fn test(
 async fn logout(
     State(auth): State<Auth>,
     headers: HeaderMap,
-    app: Result<Query<Which>, QueryRejection>,
+    which: WhichQuery,
 ) -> Result<Response, http::Error> {
     let logout = async {
-        let shown = browser::shown(&auth, &headers, which(app)?.app.as_deref())?;
+        let shown = browser::shown(&auth, &headers, which)?;
         auth.sessions.revoke(&shown.token, |_| true).await?;
         Ok(shown.cookie)
     };
@@ -239,9 +235,4 @@ async fn logout(
         response.headers_mut().insert(header::SET_COOKIE, forgotten);
     }
     Ok(response)
-}
-
-fn which(query: Result<Query<Which>, QueryRejection>) -> Result<Which, Error> {
-    let Query(which) = query.map_err(|_| Error::field("app", "comes twice"))?;
-    Ok(which)
 }

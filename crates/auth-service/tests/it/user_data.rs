@@ -130,6 +130,32 @@ async fn a_client_that_keeps_cookies_shows_its_session_by_one() {
 }
 
 #[tokio::test]
+async fn the_query_says_which_of_several_cookies_is_meant() {
+    let world = World::embedded().await;
+    let session = world.logged_in(USER).await;
+    let body = signed(&world.data(USER, UserDataKind::UserInfo)).to_string();
+    let browser = world.browser();
+    for app in ["shop", "news"] {
+        browser.plant(&format!("wxhub_session_{app}"), &session);
+    }
+    let post = async |path| {
+        let request = browser.request(Method::POST, path);
+        browser.send(request.body(body.clone())).await
+    };
+    let (status, told) = error(post("/user-data").await).await;
+    assert_eq!((status, &told["code"]), (400, &json!("INVALID_ARGUMENT")));
+    let message = told["message"].as_str().unwrap();
+    assert!(message.contains("news, shop"), "{message}");
+    // What is in an app's cookie counts for that app alone.
+    let (status, told) = error(post("/user-data?app=news").await).await;
+    assert_eq!((status, &told["code"]), (401, &json!("SESSION_INVALID")));
+    let opened = post("/user-data?app=shop").await;
+    assert_eq!(opened.status(), 200);
+    let data: Value = opened.json().await.unwrap();
+    assert_eq!(data["openId"], USER);
+}
+
+#[tokio::test]
 async fn what_transport_does_to_base64_is_undone() {
     let world = World::embedded().await;
     let session = world.logged_in(USER).await;
