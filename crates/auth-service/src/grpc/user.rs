@@ -131,19 +131,32 @@ impl Service {
     ) -> Result<DeleteUserResponse, Error> {
         let user_id = parse(&request.user_id, "user_id")?;
         let auth = &self.auth;
-        if let Some(user) = auth.users.get(user_id).await? {
+        let user = auth.users.get(user_id).await?;
+        if let Some(user) = &user {
             if !self.is_open(caller, &user.app_id) {
                 return Ok(DeleteUserResponse {});
             }
-            let (app_id, open_id) = (&user.app_id, &user.open_id);
-            auth.sessions.forget_session_key(app_id, open_id).await?;
-            auth.bindings.unbind_user(app_id, open_id).await?;
+            self.forget(user).await?;
             // The last of what names the user: whatever failed before it is done by a retry.
             auth.users.delete(user_id).await?;
         }
         // After the row: a login that still saw it is under way since before. And without it, for a retry.
         auth.sessions.revoke_user(user_id).await?;
+        if let Some(user) = &user {
+            // What such a login, or a bind, wrote meanwhile. Should the same person come anew within this moment, they
+            // are asked to log in once more before data is opened, or to bind again.
+            self.forget(user).await?;
+        }
         Ok(DeleteUserResponse {})
+    }
+
+    /// Removes what is kept of a user beside the row and the sessions.
+    async fn forget(&self, user: &User) -> Result<(), Error> {
+        let (app_id, open_id) = (&user.app_id, &user.open_id);
+        let sessions = &self.auth.sessions;
+        sessions.forget_session_key(app_id, open_id).await?;
+        self.auth.bindings.unbind_user(app_id, open_id).await?;
+        Ok(())
     }
 }
 
