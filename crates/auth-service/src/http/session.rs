@@ -23,6 +23,7 @@ use crate::{
     Auth,
     error::Error,
     login::{Attempt, JsCode, SignedIn},
+    session::Token,
     user::{Nickname, User},
 };
 
@@ -54,7 +55,9 @@ async fn login(
     http::Json(request): http::Json<Login>,
 ) -> Result<Response, http::Error> {
     let login = async {
-        let attempt = attempt(&auth, &headers, "js_code", &request)?;
+        let mut attempt = attempt(&auth, &headers, "js_code", &request)?;
+        // Else a mini program that logs in at each launch piles up sessions. What is none is left alone.
+        attempt.replaced = http::bearer(&headers).and_then(|token| Token::parse(token).ok());
         auth.logins.login(attempt).await
     };
     let signed_in = login.await.map_err(|error| auth.status(&error))?;

@@ -10,10 +10,14 @@ use test_support::listener;
 use tokio::{io::AsyncWriteExt as _, task::JoinSet};
 use tonic::Code;
 
-use crate::world::{CODE_TO_SESSION, KEY, NEWS, NEWS_KEY, SHOP, Setup, World, error};
+use crate::{
+    oauth::sign_in,
+    world::{CODE_TO_SESSION, KEY, NEWS, NEWS_KEY, SHOP, Setup, World, error},
+};
 
 with_either_store!(
     a_device_logs_in_is_known_and_logs_out,
+    a_login_takes_the_place_of_the_session_that_comes_with_it,
     a_caller_logs_a_user_in_verifies_and_revokes,
     one_code_from_a_hundred_requests_makes_one_session,
     parallel_first_logins_make_one_user,
@@ -51,6 +55,33 @@ async fn a_device_logs_in_is_known_and_logs_out(world: World) {
         (status, body["code"].as_str()),
         (401, Some("SESSION_INVALID"))
     );
+}
+
+async fn a_login_takes_the_place_of_the_session_that_comes_with_it(world: World) {
+    let login = async |authorization: &str| {
+        let body = json!({ "js_code": world.js_code(None) }).to_string();
+        let answer = world.post_as(authorization, "/login", body).await;
+        assert_eq!(answer.status(), 204, "{}", answer.text().await.unwrap());
+        answer.headers()["authorization"]
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
+    let first = world.login(&world.js_code(None)).await;
+    let second = login(&format!("Bearer {first}")).await;
+    assert_eq!(world.me(&first).await.status(), 401);
+    assert_eq!(world.me(&second).await.status(), 200);
+
+    // Another app's session stays, and what is none does no harm.
+    let browser = world.browser();
+    sign_in(&world, &browser).await;
+    let news = browser.cookies()["wxhub_session_news"].clone();
+    for other in [&news, &first, "", &"x".repeat(1_000)] {
+        let another = login(other).await;
+        assert_eq!(world.me(&another).await.status(), 200);
+    }
+    assert_eq!(world.me(&news).await.status(), 200);
+    assert_eq!(world.me(&second).await.status(), 200);
 }
 
 async fn a_caller_logs_a_user_in_verifies_and_revokes(world: World) {

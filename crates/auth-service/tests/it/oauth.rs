@@ -101,7 +101,8 @@ pub(crate) async fn secrets_of_a_sign_in(world: &World) -> Vec<String> {
     ]
 }
 
-async fn sign_in(world: &World, browser: &Browser) -> Url {
+/// Signs a browser in to `news`.
+pub(crate) async fn sign_in(world: &World, browser: &Browser) -> Url {
     let url = round_trip(world, browser, "snsapi_base", |_| {}).await;
     assert!(parameter(&url, "wxhub_ticket").is_some(), "{url}");
     url
