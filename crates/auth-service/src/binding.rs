@@ -13,7 +13,10 @@ use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, DatabaseConnection, EntityTrait as _, QueryFilter as _,
     QuerySelect as _, SqlErr,
 };
-use service_kit::{Clock, storage::within_deadline};
+use service_kit::{
+    Clock,
+    storage::{self, within_deadline},
+};
 use uuid::Uuid;
 use wechat::{AppId, OpenId};
 
@@ -22,11 +25,7 @@ pub(crate) use self::{
     flow::{BindFlow, Failure, Outcome, Progress},
     link::{link_url, qr_code},
 };
-use crate::{
-    account::AccountName,
-    error::Error,
-    user::{self, Nickname},
-};
+use crate::{account::AccountName, error::Error, user::Nickname};
 
 /// What MySQL chooses as a deadlock's victim, or what changes between two looks, is written again this often.
 const ATTEMPTS: u32 = 5;
@@ -136,7 +135,7 @@ impl Bindings {
                 return row.try_into();
             }
             let taken = matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)));
-            if !taken && !user::is_deadlock(&error) {
+            if !taken && !storage::is_deadlock(&error) {
                 return Err(error.into());
             }
             if found?.is_some() {

@@ -163,9 +163,6 @@ pub enum Error {
     /// What a store holds is not what this service wrote.
     #[error("a stored {0} cannot be read")]
     Stored(&'static str),
-    /// The RPC is not served yet.
-    #[error("not served yet")]
-    Unfinished,
     /// The login's task ended before it was done.
     #[error("the login's task was lost")]
     TaskLost(#[from] tokio::task::JoinError),
@@ -296,7 +293,6 @@ pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
             warn!(error = cause, "the database failed");
             status::store_unavailable("the database")
         }
-        Error::Unfinished => Status::unimplemented("not served yet"),
         Error::Stored(_) | Error::TaskLost(_) => {
             error!(error = cause, "internal error");
             status::internal()

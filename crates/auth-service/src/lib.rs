@@ -1,8 +1,4 @@
 #![doc = include_str!("../README.md")]
-#![allow(
-    dead_code,
-    reason = "the shared pieces land before the modules that use them"
-)]
 
 pub mod account;
 pub mod binding;
@@ -123,10 +119,8 @@ struct Auth {
     binds: BindFlow,
     /// Places for those who follow a bind link.
     followers: Followers,
-    tickets: Tickets,
     cookies: Cookies,
     tokens: TokenClient,
-    wechat: wechat::Client,
     /// WeChat's OAuth pages.
     open_url: Url,
     /// This service as a browser sees it.
@@ -262,13 +256,13 @@ impl App {
             catalog: catalog.clone(),
             accounts: accounts.clone(),
             bindings: bindings.clone(),
-            tickets: tickets.clone(),
+            tickets,
             oauth: oauth.clone(),
             clock: clock.clone(),
             under_way: under_way.clone(),
         };
         let logins = Logins::new(
-            wechat.clone(),
+            wechat,
             users.clone(),
             sessions.clone(),
             redis,
@@ -287,10 +281,8 @@ impl App {
             bindings,
             binds,
             followers: Followers::default(),
-            tickets,
             cookies: Cookies::at(public_url.as_ref()),
             tokens: tokens.clone(),
-            wechat,
             open_url: config.upstream.open,
             public_url,
             clock,

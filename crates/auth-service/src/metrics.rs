@@ -80,7 +80,6 @@ pub(crate) fn login<T>(app: &str, outcome: &Result<T, Error>) {
         Err(
             Error::InvalidField { .. }
             | Error::AppUnknown
-            | Error::Unfinished
             | Error::SessionInvalid
             | Error::SessionMissing
             | Error::TicketInvalid

@@ -7,10 +7,10 @@ use std::{fmt, str::FromStr, time::SystemTime};
 use chrono::{DateTime, SubsecRound as _, Utc};
 use sea_orm::{
     ColumnTrait as _, DatabaseConnection, DbErr, EntityTrait as _, QueryFilter as _,
-    QueryOrder as _, QuerySelect as _, RuntimeErr, Select, Set, sea_query::OnConflict,
+    QueryOrder as _, QuerySelect as _, Select, Set, sea_query::OnConflict,
 };
 use serde::{Deserialize, Serialize};
-use service_kit::storage::within_deadline;
+use service_kit::storage::{is_deadlock, within_deadline};
 use uuid::Uuid;
 use wechat::{AppId, OpenId, UnionId};
 
@@ -296,15 +296,4 @@ async fn users(
 ) -> Result<Vec<User>, Error> {
     let rows = within_deadline(rows).await?;
     rows.into_iter().map(User::try_from).collect()
-}
-
-/// Whether MySQL rolled the statement back to let another one pass (1213): SQLSTATE 40001.
-pub(crate) fn is_deadlock(error: &DbErr) -> bool {
-    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) =
-        error
-    else {
-        return false;
-    };
-    let code = error.as_database_error().and_then(|error| error.code());
-    code.as_deref() == Some("40001")
 }
