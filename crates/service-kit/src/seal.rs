@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 const NONCE: usize = 12;
 
 /// Seals and opens secrets under `WXHUB_MASTER_KEY`. The first key seals; all of them open, so that keys rotate by
-/// putting the new one in front and dropping the old one when nothing it sealed is left.
+/// appending the new one everywhere, then putting it in front, and dropping the old one when nothing it sealed is left.
 #[derive(Clone)]
 pub struct Sealer {
     keys: Arc<(Key, Vec<Key>)>,
