@@ -1,5 +1,5 @@
 //! What wxhub's tests stand on: real servers as child processes on free ports of 127.0.0.1, a proxy that breaks
-//! connections on purpose, an OTLP collector, a browser, and a way to wait for a condition instead of sleeping.
+//! connections on purpose, an OTLP collector, a browser, a stand-in for token-service, and a way to wait for a condition instead of sleeping.
 //!
 //! Nothing here skips: what cannot start panics with what is missing and its log. Every child process dies with the
 //! test process, even when that one is killed, and its temporary folder goes with it.
@@ -21,6 +21,7 @@ mod process;
 mod proxy;
 mod redis_server;
 mod sandbox_server;
+mod tokens;
 
 pub use browser::{Browser, Screen};
 pub use collector::{Collector, Span};
@@ -31,3 +32,4 @@ pub use process::Process;
 pub use proxy::FaultProxy;
 pub use redis_server::Redis;
 pub use sandbox_server::Sandbox;
+pub use tokens::Tokens;

@@ -2,11 +2,11 @@
 
 use reqwest::Response;
 use serde_json::Value;
+use test_support::Tokens;
 
-use crate::{
-    stand_in::PAGE_HOST,
-    world::{NEWS, World},
-};
+use crate::world::{NEWS, World};
+
+const PAGE_HOST: &str = Tokens::PAGE_HOST;
 
 fn path(app: &str, page: &str, more: &str) -> String {
     let page: String = url::form_urlencoded::byte_serialize(page.as_bytes()).collect();

@@ -34,7 +34,6 @@ mod outage;
 mod privacy;
 mod readiness;
 mod session;
-mod stand_in;
 mod user_data;
 mod users;
 mod world;

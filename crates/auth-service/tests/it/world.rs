@@ -22,7 +22,7 @@ use service_kit::{
     settings::{DatabaseUrl, Listen, Upstream},
     storage, telemetry,
 };
-use test_support::{MariaDb, Redis, listener};
+use test_support::{MariaDb, Redis, Tokens, listener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -32,7 +32,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{browser::Browser, stand_in::Tokens};
+use crate::browser::Browser;
 
 /// The mini program.
 pub(crate) const SHOP: &str = "wx0000000000000001";
@@ -164,7 +164,8 @@ impl World {
         let path = folder.path().join("wxhub.toml");
         std::fs::write(&path, setup.catalog.as_deref().unwrap_or(CATALOG)).unwrap();
         let redis_url = setup.redis.as_ref().map(Redis::url);
-        let (tokens, tokens_at) = Tokens::serve(wechat_at, &mut tasks).await;
+        let tokens = Tokens::new(&format!("http://{wechat_at}"));
+        let tokens_at = tokens.serve(&mut tasks).await;
         let mut config = config(
             &path,
             redis_url,

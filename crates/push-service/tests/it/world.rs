@@ -19,7 +19,7 @@ use service_kit::{
     storage,
 };
 use tempfile::TempDir;
-use test_support::{MariaDb, Redis, Sandbox, eventually, listener};
+use test_support::{MariaDb, Redis, Sandbox, Tokens, eventually, listener};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{
@@ -33,7 +33,7 @@ use tonic::{
     transport::{Channel, Endpoint, Server},
 };
 
-use crate::stand_in::{Sessions, Tokens};
+use crate::stand_in::Sessions;
 
 pub(crate) const SHOP: &str = "wx0000000000000001";
 pub(crate) const NEWS: &str = "wx0000000000000002";

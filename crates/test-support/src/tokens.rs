@@ -1,87 +1,108 @@
-//! What stands in for token-service: services meet over gRPC only, in tests too.
+//! A stand-in for token-service: services meet over gRPC only, in tests too.
 
 use std::{
     collections::HashMap,
+    future::pending,
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
+use futures_util::{Stream, stream};
 use proto::token::v1::{
     self as wire,
     token_service_server::{TokenService, TokenServiceServer},
 };
-use service_kit::status;
-use test_support::listener;
 use tokio::task::JoinSet;
 use tonic::{
     Request, Response, Status,
     transport::{Server, server::TcpIncoming},
 };
+use tonic_types::{ErrorDetails, StatusExt as _};
 use wechat::{AccessToken, AppId, AppSecret, Client, ClientOptions, TicketType};
 
-/// The host whose pages it signs.
-pub(crate) const PAGE_HOST: &str = "h5.example.com";
+use crate::listener;
 
-/// Fetches an app's token at first use, and another when it is reported.
-#[derive(Clone)]
-pub(crate) struct Tokens(Arc<Inner>);
+/// Fetches an app's token from the sandbox at first use, and another when it is reported; signs pages of
+/// [`Tokens::PAGE_HOST`]. It knows the two apps of the development world. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Tokens(Arc<Inner>);
 
+#[derive(Debug)]
 struct Inner {
     wechat: Client,
     held: Mutex<HashMap<String, wire::AccessToken>>,
     reports: AtomicU64,
     away: AtomicBool,
+    silent: AtomicBool,
 }
 
 impl Tokens {
-    /// Serves them on a free port, as long as `tasks` run.
-    pub(crate) async fn serve(wechat: SocketAddr, tasks: &mut JoinSet<()>) -> (Self, SocketAddr) {
-        let options = ClientOptions::new(format!("http://{wechat}").parse().unwrap());
-        let tokens = Self(Arc::new(Inner {
-            wechat: Client::new(options).unwrap(),
+    /// The host whose pages it signs.
+    pub const PAGE_HOST: &str = "h5.example.com";
+
+    /// Tokens of the WeChat at this URL.
+    pub fn new(wechat_url: &str) -> Self {
+        let url = wechat_url.parse().expect("a URL");
+        Self(Arc::new(Inner {
+            wechat: Client::new(ClientOptions::new(url)).expect("a client of WeChat"),
             held: Mutex::default(),
             reports: AtomicU64::new(0),
             away: AtomicBool::new(false),
-        }));
+            silent: AtomicBool::new(false),
+        }))
+    }
+
+    /// Serves them on a free port, as long as `tasks` run.
+    pub async fn serve(&self, tasks: &mut JoinSet<()>) -> SocketAddr {
         let listener = listener().await;
-        let at = listener.local_addr().unwrap();
-        let server = Server::builder().add_service(TokenServiceServer::new(tokens.clone()));
+        let at = listener.local_addr().expect("its address");
+        let server = Server::builder().add_service(TokenServiceServer::new(self.clone()));
         let server = server.serve_with_incoming(TcpIncoming::from(listener));
-        tasks.spawn(async move { server.await.unwrap() });
-        (tokens, at)
+        tasks.spawn(async move { server.await.expect("the stand-in serves") });
+        at
     }
 
     /// How often a dead token was reported.
-    pub(crate) fn reports(&self) -> u64 {
+    pub fn reports(&self) -> u64 {
         self.0.reports.load(Ordering::SeqCst)
     }
 
     /// Makes every call UNAVAILABLE, or none.
-    pub(crate) fn set_away(&self, away: bool) {
+    pub fn set_away(&self, away: bool) {
         self.0.away.store(away, Ordering::SeqCst);
     }
 
+    /// Lets no call end.
+    pub fn silence(&self) {
+        self.0.silent.store(true, Ordering::SeqCst);
+    }
+
     async fn current(&self, app_id: &str, dead: Option<u64>) -> Result<wire::AccessToken, Status> {
+        if self.0.silent.load(Ordering::SeqCst) {
+            pending::<()>().await;
+        }
         if self.0.away.load(Ordering::SeqCst) {
             return Err(Status::unavailable("away"));
         }
-        let held = self.0.held.lock().unwrap().get(app_id).cloned();
-        if let Some(held) = held.as_ref().filter(|held| Some(held.version) != dead) {
-            return Ok(held.clone());
+        let held = || self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = held().get(app_id).cloned();
+        if let Some(current) = current.as_ref().filter(|held| Some(held.version) != dead) {
+            return Ok(current.clone());
         }
         let secret = match app_id {
             "wx0000000000000001" => "dev-secret-shop",
             "wx0000000000000002" => "dev-secret-news",
             _ => return Err(Status::not_found("no such app")),
         };
-        let app = AppId::try_from(app_id).unwrap();
+        let app = AppId::try_from(app_id).expect("an app_id");
         let secret = AppSecret::new(secret);
-        let issued = self.0.wechat.access_token(&app, &secret).await.unwrap();
+        let issued = self.0.wechat.access_token(&app, &secret);
+        let issued = issued.await.expect("the sandbox issues a token");
         let until = Some((now() + issued.expires_in).into());
         let fresh = wire::AccessToken {
             app_id: app_id.to_owned(),
@@ -89,16 +110,26 @@ impl Tokens {
             expire_time: until,
             refresh_time: until,
             use_until: until,
-            version: held.map_or(1, |held| held.version + 1),
+            version: current.map_or(1, |held| held.version + 1),
         };
-        let mut held = self.0.held.lock().unwrap();
-        held.insert(app_id.to_owned(), fresh.clone());
+        held().insert(app_id.to_owned(), fresh.clone());
         Ok(fresh)
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it stands for another process, whose clock no test moves"
+)]
 fn now() -> SystemTime {
-    service_kit::Clock::System.now()
+    SystemTime::now()
+}
+
+fn refuse(problem: &str) -> Status {
+    let mut details = ErrorDetails::with_error_info("INVALID_ARGUMENT", "wxhub", []);
+    details.add_bad_request_violation("url", problem);
+    let message = format!("url {problem}");
+    Status::with_error_details(tonic::Code::InvalidArgument, message, details)
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -109,11 +140,8 @@ fn absent<T>() -> Answer<T> {
 
 #[tonic::async_trait]
 impl TokenService for Tokens {
-    type WatchAccessTokensStream = Pin<
-        Box<
-            dyn futures_util::Stream<Item = Result<wire::WatchAccessTokensResponse, Status>> + Send,
-        >,
-    >;
+    type WatchAccessTokensStream =
+        Pin<Box<dyn Stream<Item = Result<wire::WatchAccessTokensResponse, Status>> + Send>>;
 
     async fn get_access_token(
         &self,
@@ -141,7 +169,7 @@ impl TokenService for Tokens {
         &self,
         _: Request<wire::WatchAccessTokensRequest>,
     ) -> Answer<Self::WatchAccessTokensStream> {
-        Ok(Response::new(Box::pin(futures_util::stream::pending())))
+        Ok(Response::new(Box::pin(stream::pending())))
     }
 
     async fn sign_jsapi(
@@ -150,20 +178,14 @@ impl TokenService for Tokens {
     ) -> Answer<wire::SignJsapiResponse> {
         let wire::SignJsapiRequest { app_id, url } = request.into_inner();
         let token = self.current(&app_id, None).await?;
-        let page: reqwest::Url = url
-            .parse()
-            .map_err(|_| status::invalid_field("url", "is not a page's URL"))?;
-        if page.host_str() != Some(PAGE_HOST) {
+        let page = url::Url::parse(&url).map_err(|_| refuse("is not a page's URL"))?;
+        if page.host_str() != Some(Self::PAGE_HOST) {
             let problem = format!("is on host {:?}, which is not listed", page.host_str());
-            return Err(status::invalid_field("url", problem));
+            return Err(refuse(&problem));
         }
         let token = AccessToken::new(token.token);
-        let ticket = self
-            .0
-            .wechat
-            .ticket(&token, TicketType::Jsapi)
-            .await
-            .unwrap();
+        let ticket = self.0.wechat.ticket(&token, TicketType::Jsapi);
+        let ticket = ticket.await.expect("the sandbox issues a ticket");
         let (nonce, timestamp) = ("Wm3WZYTPz0wzccnW", 1_414_587_457);
         let signature = wechat::jsapi::sign(&ticket.value, nonce, timestamp, &url);
         let expires = now() + ticket.expires_in - Duration::from_secs(5);
