@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![allow(dead_code, reason = "being built")]
 
 mod callback;
 mod config;
@@ -40,7 +41,6 @@ use self::{
     database::Database,
     delivery::{Delivery, POLL, UPSTREAM_DEADLINE},
     doorbell::Doorbell,
-    grpc::PushRpc,
     http::Http,
     message::Messages,
 };
@@ -162,7 +162,7 @@ impl App {
             forms,
             auth: AuthServiceClient::new(config.auth_service.channel()),
         };
-        let rpc = PushRpc {
+        let rpc = grpc::Service {
             messages,
             catalog: catalog.clone(),
         };

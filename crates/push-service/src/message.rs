@@ -4,6 +4,8 @@ mod accept;
 mod content;
 #[expect(unreachable_pub, reason = "sea-orm derives public items")]
 mod entity;
+mod failed_attempt;
+mod lane;
 pub(crate) mod store;
 
 use std::sync::Arc;
@@ -19,6 +21,8 @@ use wechat::{AppId, OpenId};
 pub(crate) use self::{
     content::{Content, Customer, FormTemplate, Link, Outbound, Subscribe, Template, Violation},
     entity::{Model as Message, State},
+    failed_attempt::FailedAttempt,
+    lane::Lane,
 };
 use crate::{doorbell::Doorbell, error::Error, form};
 

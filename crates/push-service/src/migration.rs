@@ -5,6 +5,7 @@
 mod m20261121_000001_message;
 mod m20261121_000002_form;
 mod m20261121_000003_message_time;
+mod m20261121_000004_lane;
 
 use sea_orm_migration::{
     prelude::*,
@@ -22,6 +23,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000001_message::Migration),
             Box::new(m20261121_000002_form::Migration),
             Box::new(m20261121_000003_message_time::Migration),
+            Box::new(m20261121_000004_lane::Migration),
         ]
     }
 
@@ -76,7 +78,12 @@ mod tests {
 
     use super::*;
 
-    const INDICES: [(&str, &str); 2] = [("message", "message_due"), ("form", "form_soonest")];
+    const INDICES: [(&str, &str); 4] = [
+        ("message", "message_lane"),
+        ("message", "message_app"),
+        ("message", "message_wechat_msg"),
+        ("form", "form_soonest"),
+    ];
 
     #[tokio::test]
     async fn a_run_that_broke_off_is_taken_up_in_sqlite() {

@@ -313,6 +313,10 @@ mod tests {
             sent_time: None,
             ambiguous_time: None,
             next_attempt_time: None,
+            lane: String::new(),
+            broadcast_id: None,
+            delivered_time: None,
+            failed_attempts: None,
             claim_id: None,
             trace_parent: None,
         }

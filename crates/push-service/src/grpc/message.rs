@@ -1,9 +1,6 @@
-//! PushService.
+//! Messages: sent, looked at, taken back, queued again.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::SystemTime,
-};
+use std::{sync::Arc, time::SystemTime};
 
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use prost_types::Timestamp;
@@ -11,24 +8,21 @@ use proto::push::v1::{
     self as pb, BatchSendError, BatchSendMessagesRequest, BatchSendMessagesResponse,
     BatchSendResult, CancelMessageRequest, CancelMessageResponse, FieldViolation,
     GetMessageRequest, GetMessageResponse, RetryMessageRequest, RetryMessageResponse,
-    SendMessageRequest, SendMessageResponse, batch_send_result, push_service_server::PushService,
-    send_message_request,
+    SendMessageRequest, SendMessageResponse, batch_send_result,
 };
-use service_kit::{App, AppKind, Caller, CatalogHandle};
-use tonic::{Request, Response, Status};
+use service_kit::{App, Caller};
+use tonic::Status;
 use tonic_types::StatusExt as _;
-use wechat::{
-    CustomerContent, OpenId,
-    customer::{Article, Media, Menu, MenuItem, MiniProgramPage, Music, Picture, Video},
-};
+use wechat::OpenId;
 
+use super::{
+    Service,
+    content::{content_from_pb, non_empty},
+};
 use crate::{
     database::{is_key, moment},
     error::Error,
-    message::{
-        Content, Customer, FormTemplate, Link, Message, Messages, NewMessage, Sender, State,
-        Subscribe, Template, Violation,
-    },
+    message::{FailedAttempt, Message, NewMessage, Sender, State, Violation},
 };
 
 /// The longest request_id, in bytes.
@@ -38,34 +32,25 @@ const MAX_BATCH: usize = 1_000;
 /// Messages are planned no farther ahead.
 const FARTHEST: TimeDelta = TimeDelta::days(366);
 
-#[derive(Debug, Clone)]
-pub(crate) struct PushRpc {
-    pub(crate) messages: Messages,
-    pub(crate) catalog: CatalogHandle,
-}
-
-#[tonic::async_trait]
-impl PushService for PushRpc {
-    async fn send_message(
+impl Service {
+    pub(super) async fn send_message(
         &self,
-        request: Request<SendMessageRequest>,
-    ) -> Result<Response<SendMessageResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let request = request.into_inner();
+        caller: &Arc<Caller>,
+        request: SendMessageRequest,
+    ) -> Result<SendMessageResponse, Status> {
         let app = caller.app(&self.catalog.current(), &request.app_id)?;
         let new = new_message(&app, request, moment(&self.messages.clock))?;
-        let message = self.messages.accept(sender(&caller, &app), new).await?;
-        Ok(Response::new(SendMessageResponse {
+        let message = self.messages.accept(sender(caller, &app), new).await?;
+        Ok(SendMessageResponse {
             message: Some(self.to_pb(message)),
-        }))
+        })
     }
 
-    async fn batch_send_messages(
+    pub(super) async fn batch_send_messages(
         &self,
-        request: Request<BatchSendMessagesRequest>,
-    ) -> Result<Response<BatchSendMessagesResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let request = request.into_inner();
+        caller: &Arc<Caller>,
+        request: BatchSendMessagesRequest,
+    ) -> Result<BatchSendMessagesResponse, Status> {
         let catalog = self.catalog.current();
         let app = caller.app(&catalog, &request.app_id)?;
         if !(1..=MAX_BATCH).contains(&request.messages.len()) {
@@ -97,9 +82,8 @@ impl PushService for PushRpc {
         let accepted = if checked.is_empty() {
             Vec::new()
         } else {
-            self.messages
-                .accept_all(sender(&caller, &app), checked)
-                .await?
+            let sender = sender(caller, &app);
+            self.messages.accept_all(sender, checked).await?
         };
         let mut results: Vec<_> = accepted
             .into_iter()
@@ -109,50 +93,43 @@ impl PushService for PushRpc {
         for (place, error) in refused {
             results.insert(place, self.result(Err(error)));
         }
-        Ok(Response::new(BatchSendMessagesResponse { results }))
+        Ok(BatchSendMessagesResponse { results })
     }
 
-    async fn get_message(
+    pub(super) async fn get_message(
         &self,
-        request: Request<GetMessageRequest>,
-    ) -> Result<Response<GetMessageResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let message = self
-            .messages
-            .get(&caller, &request.into_inner().message_id)
-            .await?;
-        Ok(Response::new(GetMessageResponse {
+        caller: &Arc<Caller>,
+        request: GetMessageRequest,
+    ) -> Result<GetMessageResponse, Status> {
+        let message = self.messages.get(caller, &request.message_id).await?;
+        Ok(GetMessageResponse {
             message: Some(self.to_pb(message)),
-        }))
+        })
     }
 
-    async fn cancel_message(
+    pub(super) async fn cancel_message(
         &self,
-        request: Request<CancelMessageRequest>,
-    ) -> Result<Response<CancelMessageResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let message_id = request.into_inner().message_id;
-        let message = self.messages.cancel(&caller, &message_id).await?;
-        Ok(Response::new(CancelMessageResponse {
+        caller: &Arc<Caller>,
+        request: CancelMessageRequest,
+    ) -> Result<CancelMessageResponse, Status> {
+        let message = self.messages.cancel(caller, &request.message_id).await?;
+        Ok(CancelMessageResponse {
             message: Some(self.to_pb(message)),
-        }))
+        })
     }
 
-    async fn retry_message(
+    pub(super) async fn retry_message(
         &self,
-        request: Request<RetryMessageRequest>,
-    ) -> Result<Response<RetryMessageResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let message_id = request.into_inner().message_id;
-        let message = self.messages.retry(&caller, &message_id).await?;
-        Ok(Response::new(RetryMessageResponse {
+        caller: &Arc<Caller>,
+        request: RetryMessageRequest,
+    ) -> Result<RetryMessageResponse, Status> {
+        let message = self.messages.retry(caller, &request.message_id).await?;
+        Ok(RetryMessageResponse {
             message: Some(self.to_pb(message)),
-        }))
+        })
     }
-}
 
-impl PushRpc {
-    fn to_pb(&self, message: Message) -> pb::Message {
+    pub(super) fn to_pb(&self, message: Message) -> pb::Message {
         to_pb(message, moment(&self.messages.clock))
     }
 
@@ -167,7 +144,7 @@ impl PushRpc {
     }
 }
 
-fn sender(caller: &Caller, app: &App) -> Sender {
+pub(super) fn sender(caller: &Caller, app: &App) -> Sender {
     Sender {
         app_id: app.app_id.clone(),
         caller: caller.name.clone(),
@@ -272,126 +249,16 @@ fn times(
     (schedule_time, expire_time)
 }
 
-fn content_from_pb(
-    app: &App,
-    content: send_message_request::Content,
-) -> Result<Content, Violation> {
-    Ok(match content {
-        send_message_request::Content::Template(template) => Content::Template(Template {
-            template_id: template.template_id,
-            url: non_empty(template.url),
-            mini_program: template.mini_program.map(|link| Link {
-                app_id: link.app_id,
-                page_path: link.page_path,
-            }),
-            data: sorted(template.data),
-        }),
-        send_message_request::Content::Subscribe(subscribe) => Content::Subscribe(Subscribe {
-            template_id: subscribe.template_id,
-            page: non_empty(subscribe.page),
-            data: sorted(subscribe.data),
-            mini_program_state: non_empty(subscribe.mini_program_state),
-            lang: non_empty(subscribe.lang),
-        }),
-        send_message_request::Content::FormTemplate(form_template) => {
-            Content::FormTemplate(FormTemplate {
-                template_id: form_template.template_id,
-                page: non_empty(form_template.page),
-                form_id: non_empty(form_template.form_id),
-                data: sorted(form_template.data),
-                emphasis_keyword: non_empty(form_template.emphasis_keyword),
-            })
-        }
-        send_message_request::Content::Customer(customer) => Content::Customer(Customer {
-            kf_account: non_empty(customer.kf_account),
-            message: customer_from_pb(app, customer.message)?,
-        }),
-    })
-}
-
-fn customer_from_pb(
-    app: &App,
-    message: Option<pb::customer_content::Message>,
-) -> Result<CustomerContent, Violation> {
-    use pb::customer_content::Message as Pb;
-
-    let media = |media: pb::CustomerMedia| Media {
-        media_id: media.media_id,
-    };
-    let article = |article: pb::CustomerArticle, picture: fn(String) -> Picture| Article {
-        title: article.title,
-        description: article.description,
-        url: article.url,
-        picture: picture(article.picture_url),
-    };
-    let message = message.ok_or_else(|| {
-        let problem = "must be a text, image or another kind of message";
-        ("customer.message".to_owned(), problem.to_owned())
-    })?;
-    Ok(match message {
-        Pb::Text(text) => CustomerContent::Text {
-            content: text.content,
-        },
-        Pb::Image(image) => CustomerContent::Image(media(image)),
-        Pb::Voice(voice) => CustomerContent::Voice(media(voice)),
-        Pb::Video(video) => CustomerContent::Video(Video {
-            media_id: video.media_id,
-            thumb_media_id: video.thumb_media_id,
-            title: non_empty(video.title),
-            description: non_empty(video.description),
-        }),
-        Pb::Music(music) => CustomerContent::Music(Music {
-            title: music.title,
-            description: music.description,
-            url: music.url,
-            hq_url: non_empty(music.hq_url),
-            thumb_media_id: music.thumb_media_id,
-        }),
-        Pb::News(news) => CustomerContent::News {
-            articles: [article(news, Picture::News)],
-        },
-        Pb::MpNews(news) => CustomerContent::MpNews(media(news)),
-        Pb::MpNewsArticle(published) => CustomerContent::MpNewsArticle {
-            article_id: published.article_id,
-        },
-        Pb::Menu(menu) => CustomerContent::MsgMenu(Menu {
-            head_content: menu.head_content,
-            list: menu
-                .items
-                .into_iter()
-                .map(|item| MenuItem {
-                    id: item.id,
-                    content: item.content,
-                })
-                .collect(),
-            tail_content: menu.tail_content,
-        }),
-        Pb::Card(card) => CustomerContent::WxCard {
-            card_id: card.card_id,
-        },
-        Pb::MiniProgramPage(page) => CustomerContent::MiniProgramPage(MiniProgramPage {
-            title: page.title,
-            app_id: match app.kind {
-                AppKind::MiniProgram if page.app_id.is_empty() => app.app_id.to_string(),
-                _ => page.app_id,
-            },
-            page_path: page.page_path,
-            thumb_media_id: page.thumb_media_id,
-        }),
-        Pb::Link(link) => CustomerContent::Link(article(link, Picture::Link)),
-    })
-}
-
-fn non_empty(text: String) -> Option<String> {
-    (!text.is_empty()).then_some(text)
-}
-
-fn sorted(data: HashMap<String, String>) -> BTreeMap<String, String> {
-    data.into_iter().collect()
-}
-
 fn to_pb(message: Message, now: DateTime<Utc>) -> pb::Message {
+    let failed_attempts = FailedAttempt::all(&message);
+    let failed_attempts = failed_attempts.into_iter().map(|failed| pb::FailedAttempt {
+        time: Some(timestamp(failed.time)),
+        errcode: failed.errcode,
+        errmsg: failed.errmsg,
+        outcome_unknown: failed.outcome_unknown,
+    });
     pb::Message {
+        failed_attempts: failed_attempts.collect(),
         state: state(&message, now).into(),
         schedule_time: message.schedule_time.map(timestamp),
         expire_time: message.expire_time.map(timestamp),
@@ -407,6 +274,9 @@ fn to_pb(message: Message, now: DateTime<Utc>) -> pb::Message {
         create_time: Some(timestamp(message.create_time)),
         sent_time: message.sent_time.map(timestamp),
         next_attempt_time: message.next_attempt_time.map(timestamp),
+        delivered_time: message.delivered_time.map(timestamp),
+        broadcast_id: message.broadcast_id.unwrap_or_default(),
+        caller: message.caller,
     }
 }
 
@@ -417,12 +287,13 @@ fn state(message: &Message, now: DateTime<Utc>) -> pb::MessageState {
         State::Queued => pb::MessageState::Queued,
         State::Sending => pb::MessageState::Sending,
         State::Sent => pb::MessageState::Sent,
+        State::Delivered => pb::MessageState::Delivered,
         State::Failed => pb::MessageState::Failed,
         State::Cancelled => pb::MessageState::Cancelled,
         State::Expired => pb::MessageState::Expired,
     }
 }
 
-fn timestamp(time: DateTime<Utc>) -> Timestamp {
+pub(super) fn timestamp(time: DateTime<Utc>) -> Timestamp {
     SystemTime::from(time).into()
 }

@@ -10,7 +10,9 @@ use service_kit::trace;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::{Content, Message, Messages, NewMessage, Sender, State, TRACE_PARENT, store::Inserted};
+use super::{
+    Content, Lane, Message, Messages, NewMessage, Sender, State, TRACE_PARENT, store::Inserted,
+};
 use crate::{database, error::Error, metrics};
 
 /// How often storing is tried again when somebody else took the form_id or the request_id at the same time.
@@ -172,6 +174,10 @@ impl Messages {
             sent_time: None,
             ambiguous_time: None,
             next_attempt_time: Some(new.schedule_time.unwrap_or(now)),
+            lane: Lane::of_caller(&sender.app_id, new.content.kind(), &sender.caller).to_string(),
+            broadcast_id: None,
+            delivered_time: None,
+            failed_attempts: None,
             claim_id: None,
             trace_parent,
         }

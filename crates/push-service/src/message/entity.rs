@@ -33,6 +33,14 @@ pub struct Model {
     /// When it is due. Of a claimed message it is the end of the lease, so that it falls due again by itself when its
     /// worker dies. None once there is nothing left to do.
     pub next_attempt_time: Option<DateTimeUtc>,
+    /// Which queue it waits in: [`super::Lane`].
+    pub lane: String,
+    /// The broadcast that it is a part of.
+    pub broadcast_id: Option<String>,
+    /// When WeChat reported that the user got it.
+    pub delivered_time: Option<DateTimeUtc>,
+    /// JSON of the attempts that WeChat did not accept: [`super::FailedAttempt`].
+    pub failed_attempts: Option<String>,
     /// Who holds the lease.
     pub claim_id: Option<String>,
     /// W3C `traceparent` of the call that it was accepted in.
@@ -49,6 +57,8 @@ pub enum State {
     Sending,
     #[sea_orm(num_value = 4)]
     Sent,
+    #[sea_orm(num_value = 5)]
+    Delivered,
     #[sea_orm(num_value = 6)]
     Failed,
     #[sea_orm(num_value = 7)]
@@ -64,6 +74,7 @@ impl State {
             Self::Queued => "QUEUED",
             Self::Sending => "SENDING",
             Self::Sent => "SENT",
+            Self::Delivered => "DELIVERED",
             Self::Failed => "FAILED",
             Self::Cancelled => "CANCELLED",
             Self::Expired => "EXPIRED",

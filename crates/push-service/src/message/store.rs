@@ -105,6 +105,8 @@ impl Store {
             Column::ScheduleTime,
             Column::ExpireTime,
             Column::NextAttemptTime,
+            Column::Lane,
+            Column::BroadcastId,
             Column::TraceParent,
         ]);
         for message in messages {
@@ -130,6 +132,8 @@ impl Store {
                     message.schedule_time.into(),
                     message.expire_time.into(),
                     due,
+                    message.lane.clone().into(),
+                    message.broadcast_id.clone().into(),
                     message.trace_parent.clone().into(),
                 ])
                 .map_err(|error| DbErr::Custom(error.to_string()))?;
@@ -394,6 +398,10 @@ mod tests {
             sent_time: None,
             ambiguous_time: None,
             next_attempt_time: None,
+            lane: String::new(),
+            broadcast_id: None,
+            delivered_time: None,
+            failed_attempts: None,
             claim_id: None,
             trace_parent: None,
         }
