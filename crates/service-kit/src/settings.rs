@@ -93,6 +93,9 @@ pub struct Settings {
         global = true
     )]
     pub auth_url: Option<String>,
+    /// Where push-service is, for the operator's verbs: no service calls it.
+    #[arg(skip)]
+    pub push_url: Option<String>,
     #[arg(
         long,
         env = "WXHUB_WECHAT_API_URL",
@@ -461,6 +464,16 @@ impl Settings {
             self.auth_url.as_deref(),
             "WXHUB_AUTH_URL",
             "http://auth-service:50052",
+        )
+    }
+
+    /// How to reach push-service.
+    pub fn push_service(&self, problems: &mut Problems) -> Option<Peer> {
+        self.peer(
+            problems,
+            self.push_url.as_deref(),
+            "WXHUB_PUSH_URL",
+            "http://push-service:50053",
         )
     }
 

@@ -4,8 +4,10 @@ mod account;
 mod auth;
 mod demo;
 mod dev;
+mod message;
 mod migrate;
 mod operator;
+mod push;
 mod secret;
 mod session;
 mod table;
@@ -44,6 +46,8 @@ enum Verb {
     User(Box<user::Args>),
     /// Look after users' sessions: list, revoke
     Session(Box<session::Args>),
+    /// Look after messages: show
+    Message(Box<message::Args>),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Verb::Account(args) => runtime.block_on(account::run(*args)),
         Verb::User(args) => runtime.block_on(user::run(*args)),
         Verb::Session(args) => runtime.block_on(session::run(*args)),
+        Verb::Message(args) => runtime.block_on(message::run(*args)),
     });
     match ran {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,40 @@
+//! The way of the operator's verbs to push-service.
+
+use proto::push::v1::push_service_client::PushServiceClient;
+use service_kit::{Problems, Settings, client::PeerChannel};
+use tonic::Status;
+
+use crate::{operator::Access, token::Refused};
+
+/// How to reach push-service, by the names that the services use.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Connection {
+    /// push-service's gRPC; several endpoints, separated by commas, are balanced
+    #[arg(
+        long,
+        env = "WXHUB_PUSH_URL",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:50053",
+        global = true
+    )]
+    push_url: String,
+    #[command(flatten)]
+    access: Access,
+}
+
+impl Connection {
+    pub(crate) fn open(self) -> Result<PushServiceClient<PeerChannel>, Problems> {
+        let settings = Settings {
+            push_url: Some(self.push_url),
+            ..self.access.into()
+        };
+        let mut problems = Problems::default();
+        let peer = settings.push_service(&mut problems);
+        Ok(PushServiceClient::new(problems.or(peer)?.channel()))
+    }
+}
+
+/// What push-service answered in place of what was asked for.
+pub(crate) fn refused(status: Status) -> Refused {
+    Refused::by("push-service", status)
+}
