@@ -48,6 +48,9 @@ pub struct Fault {
     /// How many calls it happens to.
     #[serde(default = "once")]
     pub times: u32,
+    /// The share of the calls that it happens to, above 0 and at most 1; none is 1. Drawn anew for each call.
+    #[serde(default)]
+    pub share: Option<f64>,
 }
 
 const fn once() -> u32 {
@@ -70,6 +73,7 @@ impl Fault {
             text_plain: false,
             carried_out: false,
             times: 1,
+            share: None,
         }
     }
 
@@ -87,6 +91,12 @@ impl Fault {
         }
         if self.times == 0 {
             return Err("times must be at least 1".to_owned());
+        }
+        if self
+            .share
+            .is_some_and(|share| !(share > 0.0 && share <= 1.0))
+        {
+            return Err("share must be above 0 and at most 1".to_owned());
         }
         if self.delay_ms.is_some_and(|delay| delay > LONGEST_DELAY_MS) {
             return Err(format!("delay_ms must be at most {LONGEST_DELAY_MS}"));
@@ -127,7 +137,7 @@ impl Faults {
         Ok(())
     }
 
-    /// The fault that happens to this call: the first that fits.
+    /// The fault that happens to this call: the first that fits and whose share it falls in.
     pub(crate) fn take(&mut self, endpoint: Endpoint, app_id: Option<&str>) -> Option<Fault> {
         let position = self.0.iter().position(|fault| {
             (fault.endpoint == "*" || fault.endpoint == endpoint.path())
@@ -135,6 +145,9 @@ impl Faults {
                     .app_id
                     .as_deref()
                     .is_none_or(|wanted| Some(wanted) == app_id)
+                && fault
+                    .share
+                    .is_none_or(|share| rand::random::<f64>() < share)
         })?;
         let fault = self.0.get_mut(position)?;
         fault.times -= 1;
@@ -172,6 +185,29 @@ mod tests {
     }
 
     #[test]
+    fn a_fault_with_a_share_happens_to_some_calls_and_the_next_fault_to_the_others() {
+        let mut faults = Faults::default();
+        let sometimes = Fault {
+            errcode: Some(-1),
+            times: 10_000,
+            share: Some(0.3),
+            ..Fault::at("*")
+        };
+        let otherwise = Fault {
+            reset: true,
+            times: 10_000,
+            ..Fault::at("*")
+        };
+        faults.add(sometimes).unwrap();
+        faults.add(otherwise).unwrap();
+        let taken = (0..10_000).filter_map(|_| faults.take(Endpoint::Token, None));
+        let (refused, reset): (Vec<_>, Vec<_>) = taken.partition(|fault| fault.errcode.is_some());
+        assert_eq!(refused.len() + reset.len(), 10_000);
+        // Ten standard deviations.
+        assert!((2_500..3_500).contains(&refused.len()), "{}", refused.len());
+    }
+
+    #[test]
     fn a_fault_without_effect_is_refused() {
         let refused = |fault: Fault| Faults::default().add(fault).unwrap_err();
         assert!(refused(Fault::at("*")).contains("does nothing"));
@@ -198,5 +234,13 @@ mod tests {
             })
             .contains("carried_out")
         );
+        for share in [0.0, 1.5, f64::NAN] {
+            let fault = Fault {
+                reset: true,
+                share: Some(share),
+                ..Fault::at("*")
+            };
+            assert!(refused(fault).contains("share"), "{share}");
+        }
     }
 }

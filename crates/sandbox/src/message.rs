@@ -25,7 +25,7 @@ const CLIENT_MSG_ID_LIFE: Duration = Duration::from_secs(600);
 /// `client_msg_id`s that an account remembers.
 const CLIENT_MSG_IDS: usize = 100_000;
 /// Messages that the inbox holds.
-pub(crate) const INBOX: usize = 50_000;
+pub(crate) const INBOX: usize = 100_000;
 
 /// A message as a user sees it.
 #[derive(Debug, Clone, Serialize)]
