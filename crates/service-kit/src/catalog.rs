@@ -68,6 +68,8 @@ pub struct App {
     pub verify_files: BTreeMap<String, String>,
     /// What to do about a send whose outcome stays unknown.
     pub on_ambiguous: OnAmbiguous,
+    /// How many messages it sends a second, all replicas together; none is no limit.
+    pub send_rate: Option<u32>,
 }
 
 /// What an app is.

@@ -17,6 +17,9 @@ use super::{
 };
 use crate::caller::Scope;
 
+/// The highest `send_rate`, in messages a second.
+const MAX_SEND_RATE: u32 = 100_000;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -46,6 +49,7 @@ struct AppEntry {
     verify_files: BTreeMap<Spanned<String>, String>,
     #[serde(default)]
     on_ambiguous: OnAmbiguous,
+    send_rate: Option<Spanned<i64>>,
 }
 
 #[derive(Deserialize)]
@@ -236,6 +240,7 @@ fn apps(
             .callback
             .filter(|_| needs.callbacks)
             .and_then(|callback| callback_of(callback, check));
+        let send_rate = entry.send_rate.and_then(|rate| send_rate_of(&rate, check));
         let Ok(app_id) = app_id else { continue };
         apps.push(Arc::new(App {
             app_id,
@@ -252,6 +257,7 @@ fn apps(
                 .map(|(name, text)| (name.into_inner(), text))
                 .collect(),
             on_ambiguous: entry.on_ambiguous,
+            send_rate,
         }));
     }
     apps
@@ -319,6 +325,16 @@ fn resolve_secret(
             None
         }
     }
+}
+
+fn send_rate_of(rate: &Spanned<i64>, check: &mut Check<'_>) -> Option<u32> {
+    let checked = u32::try_from(*rate.get_ref()).ok();
+    let checked = checked.filter(|rate| (1..=MAX_SEND_RATE).contains(rate));
+    if checked.is_none() {
+        let what = format!("send_rate must be 1 to {MAX_SEND_RATE} messages a second");
+        check.mistake(rate.span().start, what);
+    }
+    checked
 }
 
 fn callback_of(entry: Spanned<CallbackEntry>, check: &mut Check<'_>) -> Option<Callback> {
@@ -513,6 +529,7 @@ oauth = { return_hosts = ["H5.example.com"] }
 jssdk = { hosts = ["h5.example.com"] }
 verify_files = { "MP_verify_xxx.txt" = "xxx" }
 on_ambiguous = "at_most_once"
+send_rate = 500
 
 [[callers]]
 name = "crm"
@@ -548,6 +565,7 @@ scopes = ["token.read", "push.send"]
         let news = catalog.app("wx0000000000000002").unwrap();
         assert_eq!(news.token_mode, TokenMode::Classic);
         assert_eq!(news.on_ambiguous, OnAmbiguous::AtMostOnce);
+        assert_eq!((shop.send_rate, news.send_rate), (None, Some(500)));
         assert_eq!(news.oauth_return_hosts, ["h5.example.com"]);
         assert_eq!(news.callback.as_ref().unwrap().tokens.len(), 2);
         let caller = catalog.caller("key").unwrap();
@@ -594,13 +612,28 @@ scopes = ["token.read", "push.send"]
             "{found:#?}"
         );
         assert!(
-            found[2].starts_with("23: no app is called \"shoe\""),
+            found[2].starts_with("24: no app is called \"shoe\""),
             "{found:#?}"
         );
         assert!(
-            found[3].starts_with("24: no scope is called \"push.sent\""),
+            found[3].starts_with("25: no scope is called \"push.sent\""),
             "{found:#?}"
         );
+    }
+
+    #[test]
+    fn a_send_rate_is_a_number_of_messages_a_second() {
+        for rate in ["1", "100000"] {
+            let text = GOOD.replace("send_rate = 500", &format!("send_rate = {rate}"));
+            assert!(parse(&text, ALL, &env).is_ok(), "{rate}");
+        }
+        for rate in ["0", "-1", "100001", "4294967297"] {
+            let found = mistakes(&GOOD.replace("send_rate = 500", &format!("send_rate = {rate}")));
+            assert_eq!(
+                found,
+                ["19: send_rate must be 1 to 100000 messages a second"]
+            );
+        }
     }
 
     #[test]
