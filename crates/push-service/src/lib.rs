@@ -13,6 +13,7 @@ mod http;
 mod message;
 mod metrics;
 mod migration;
+mod rate;
 mod rule;
 
 use std::convert::Infallible;
