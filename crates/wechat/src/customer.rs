@@ -16,6 +16,25 @@ pub struct CustomerMessage {
     pub content: CustomerContent,
 }
 
+/// Whether the user sees that an answer is being typed, for 15 seconds or until a message comes (客服输入状态).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Typing {
+    /// Somebody with whom a message was exchanged within the last 30 seconds (45080).
+    #[serde(rename = "touser")]
+    pub to_user: OpenId,
+    /// What to show. What is shown already is 45081.
+    pub command: TypingCommand,
+}
+
+/// What the user sees of the one who answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum TypingCommand {
+    /// An answer is being typed.
+    Typing,
+    /// No longer.
+    CancelTyping,
+}
+
 /// The kinds of customer-service messages. As data each is an object with one entry: its `msgtype`, and what WeChat wants
 /// under it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -66,6 +66,8 @@ codes! {
     MINUTE_QUOTA = 45011, "Too many calls this minute.";
     OUT_OF_WINDOW = 45015, "The customer-service window is closed, or the user unfollowed.";
     OUT_OF_RESPONSES = 45047, "The customer-service allowance is used up until the user acts again.";
+    INVALID_COMMAND = 45072, "The typing command is none.";
+    NO_RECENT_EXCHANGE = 45080, "No message was exchanged with the user within 30 seconds.";
     ALREADY_TYPING = 45081, "The typing status is already shown.";
     KEYWORD_BLACKLISTED = 45168, "The text holds a forbidden word.";
     DATA_FORMAT = 47001, "The body is no valid JSON.";

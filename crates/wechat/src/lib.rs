@@ -17,7 +17,7 @@ pub use self::{
         Client, ClientOptions, CodeSession, Issued, OAuthGrant, OAuthRequest, OAuthScope,
         OAuthUser, PhoneNumber, TicketType, oauth_authorize_url,
     },
-    customer::{CustomerContent, CustomerMessage},
+    customer::{CustomerContent, CustomerMessage, Typing, TypingCommand},
     errcode::{Class, ErrCode},
     error::{ApiError, BuildError, Error, TransportError},
     id::{AppId, InvalidId, MsgId, OpenId, UnionId},

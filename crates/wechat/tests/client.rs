@@ -29,7 +29,7 @@ use wechat::{
     AccessToken, AppId, AppSecret, BuildError, Class, Client, ClientOptions, CustomerContent,
     CustomerMessage, ErrCode, Error, FormTemplateMessage, Issued, MiniProgramLink, OAuthGrant,
     OAuthRequest, OAuthScope, OAuthUser, OpenId, RefreshToken, SessionKey, SubscribeMessage,
-    TemplateMessage, Ticket, TicketType, UserToken, oauth_authorize_url,
+    TemplateMessage, Ticket, TicketType, Typing, TypingCommand, UserToken, oauth_authorize_url,
 };
 
 const TOKEN: &str = "50_tok-en_S3CRET";
@@ -745,6 +745,41 @@ async fn every_kind_of_message_goes_to_its_interface() {
     assert_eq!(
         seen.body,
         r#"{"touser":"oUser","msgtype":"text","text":{"content":"你好 <b>&"}}"#
+    );
+}
+
+#[tokio::test]
+async fn typing_goes_to_the_interface_of_the_kind_of_account() {
+    let typing = |command| Typing {
+        to_user: customer_text().to_user,
+        command,
+    };
+    let wechat = WeChat::answering(r#"{"errcode":0,"errmsg":"ok"}"#).await;
+    let shown = typing(TypingCommand::Typing);
+    wechat.client.send_typing(&token(), &shown).await.unwrap();
+    let seen = wechat.seen();
+    assert_eq!(
+        (seen.method, seen.path.as_str(), seen.body.as_str()),
+        (
+            Method::POST,
+            "/cgi-bin/message/custom/typing",
+            r#"{"touser":"oUser","command":"Typing"}"#
+        )
+    );
+
+    let wechat = WeChat::answering(r#"{"errcode":45081,"errmsg":"typing already"}"#).await;
+    let taken_back = typing(TypingCommand::CancelTyping);
+    let token = token();
+    let sent = wechat.client.send_mini_program_typing(&token, &taken_back);
+    let errcode = sent.await.unwrap_err().errcode();
+    assert_eq!(errcode, Some(ErrCode::ALREADY_TYPING));
+    let seen = wechat.seen();
+    assert_eq!(
+        (seen.path.as_str(), seen.body.as_str()),
+        (
+            "/cgi-bin/message/custom/business/typing",
+            r#"{"touser":"oUser","command":"CancelTyping"}"#
+        )
     );
 }
 

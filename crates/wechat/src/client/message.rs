@@ -1,13 +1,13 @@
 //! Sends. Success means that WeChat accepted the message, with or without an id for it; delivery,
 //! where WeChat reports it at all, comes as a callback.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
 use super::{Client, answer};
 use crate::{
     AccessToken, CustomerMessage, Error, FormTemplateMessage, MsgId, SubscribeMessage,
-    TemplateMessage,
+    TemplateMessage, Typing,
 };
 
 #[derive(Deserialize)]
@@ -66,6 +66,38 @@ impl Client {
     ) -> Result<Option<MsgId>, Error> {
         self.send("/cgi-bin/message/custom/send", token, message)
             .await
+    }
+
+    /// Shows the user of an official account that an answer is being typed, or takes that back (客服输入状态).
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn send_typing(&self, token: &AccessToken, typing: &Typing) -> Result<(), Error> {
+        self.typing("/cgi-bin/message/custom/typing", token, typing)
+            .await
+    }
+
+    /// The same for the user of a mini program, whose interface has a path of its own.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn send_mini_program_typing(
+        &self,
+        token: &AccessToken,
+        typing: &Typing,
+    ) -> Result<(), Error> {
+        self.typing("/cgi-bin/message/custom/business/typing", token, typing)
+            .await
+    }
+
+    async fn typing(
+        &self,
+        endpoint: &'static str,
+        token: &AccessToken,
+        typing: &Typing,
+    ) -> Result<(), Error> {
+        self.post::<IgnoredAny>(endpoint, token, typing).await?;
+        Ok(())
     }
 
     async fn send(
