@@ -13,7 +13,7 @@ use crate::{
     config::{AccountConfig, Kind},
     error::ApiError,
     login::{FormIds, JsCodes, SessionKey},
-    message::{ClientMsgIds, Windows},
+    message::{ClientMsgIds, TypingState, Windows},
     oauth::OAuth,
     quota::Quota,
     token::{StableTokens, TokenRing},
@@ -45,6 +45,7 @@ pub(crate) struct User {
     /// Whether the account may know nickname and picture.
     pub(crate) consents: bool,
     pub(crate) windows: Windows,
+    pub(crate) typing: TypingState,
 }
 
 impl Account {
@@ -142,6 +143,7 @@ impl Account {
             session_key: None,
             consents: false,
             windows: Windows::default(),
+            typing: TypingState::default(),
         };
         self.users.insert(open_id.to_owned(), user);
     }

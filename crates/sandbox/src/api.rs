@@ -380,6 +380,10 @@ fn dispatch(world: &mut World, request: &Received, now: Moment) -> Result<Done, 
             account.quota.clear(now)?;
             ok(json!({}))
         }
+        Endpoint::CustomTyping | Endpoint::BusinessTyping => {
+            message::type_to(request.endpoint, account, &body, now)?;
+            ok(json!({}))
+        }
         Endpoint::TemplateSend
         | Endpoint::SubscribeSend
         | Endpoint::FormTemplateSend

@@ -22,6 +22,8 @@ pub(crate) enum Endpoint {
     SubscribeSend,
     FormTemplateSend,
     CustomSend,
+    CustomTyping,
+    BusinessTyping,
     ApiDomainIp,
     QuotaGet,
     ClearQuota,
@@ -41,7 +43,7 @@ pub(crate) enum Credential {
 }
 
 impl Endpoint {
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::Token,
         Self::StableToken,
         Self::Ticket,
@@ -57,6 +59,8 @@ impl Endpoint {
         Self::SubscribeSend,
         Self::FormTemplateSend,
         Self::CustomSend,
+        Self::CustomTyping,
+        Self::BusinessTyping,
         Self::ApiDomainIp,
         Self::QuotaGet,
         Self::ClearQuota,
@@ -85,6 +89,8 @@ impl Endpoint {
             Self::SubscribeSend => "/cgi-bin/message/subscribe/send",
             Self::FormTemplateSend => "/cgi-bin/message/wxopen/template/send",
             Self::CustomSend => "/cgi-bin/message/custom/send",
+            Self::CustomTyping => "/cgi-bin/message/custom/typing",
+            Self::BusinessTyping => "/cgi-bin/message/custom/business/typing",
             Self::ApiDomainIp => "/cgi-bin/get_api_domain_ip",
             Self::QuotaGet => "/cgi-bin/openapi/quota/get",
             Self::ClearQuota => "/cgi-bin/clear_quota",
@@ -109,6 +115,8 @@ impl Endpoint {
             | Self::SubscribeSend
             | Self::FormTemplateSend
             | Self::CustomSend
+            | Self::CustomTyping
+            | Self::BusinessTyping
             | Self::QuotaGet
             | Self::ClearQuota => Method::POST,
         }
@@ -129,6 +137,8 @@ impl Endpoint {
             | Self::SubscribeSend
             | Self::FormTemplateSend
             | Self::CustomSend
+            | Self::CustomTyping
+            | Self::BusinessTyping
             | Self::ApiDomainIp
             | Self::QuotaGet
             | Self::ClearQuota => Credential::AccessToken,
@@ -170,6 +180,8 @@ impl Endpoint {
             | Self::OAuthRefresh
             | Self::OAuthUserInfo
             | Self::OAuthCheck
+            | Self::CustomTyping
+            | Self::BusinessTyping
             | Self::ApiDomainIp
             | Self::QuotaGet
             | Self::ClearQuota => None,

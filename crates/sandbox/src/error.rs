@@ -59,6 +59,7 @@ errors! {
     INVALID_ARGS = 40097, "invalid args";
     INVALID_APPSECRET = 40125, "invalid appsecret";
     CODE_USED = 40163, "code been used";
+    INVALID_ACCOUNT_TYPE = 40200, "invalid account type";
     CONTENT_MALFORMED = 40250, "template message content is malformed";
     ACCESS_TOKEN_MISSING = 41001, "access_token missing";
     APPID_MISSING = 41002, "appid missing";
@@ -81,6 +82,9 @@ errors! {
     MINUTE_QUOTA = 45011, "api minute-quota reach limit, must slower, retry next minute";
     WINDOW_CLOSED = 45015, "response out of time limit or subscription is canceled";
     WINDOW_USED_UP = 45047, "out of response count limit";
+    INVALID_COMMAND = 45072, "invalid command";
+    NO_EXCHANGE = 45080, "typing needs a message exchanged within 30 seconds";
+    ALREADY_TYPING = 45081, "typing already";
     DATA_FORMAT = 47001, "data format error";
     API_UNAUTHORIZED = 48001, "api unauthorized";
     CLEAR_QUOTA_LIMIT = 48006, "forbid to clear quota because of reaching the limit";

@@ -2,6 +2,7 @@
 
 mod customer;
 mod template;
+mod typing;
 mod value;
 mod window;
 
@@ -10,7 +11,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub(crate) use self::window::{Trigger, Windows};
+pub(crate) use self::{
+    typing::{TypingState, type_to},
+    window::{Trigger, Windows},
+};
 use crate::{
     account::{Account, Accounts},
     bounded::BoundedMap,

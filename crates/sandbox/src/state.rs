@@ -329,6 +329,9 @@ impl State {
             }
             if let Some(trigger) = Trigger::of(kind, &msg_type, event.as_deref()) {
                 user.windows.open(trigger, now);
+                if trigger == Trigger::Message {
+                    user.typing.message(now);
+                }
             }
         }
         let msg_id = (msg_type != "event").then_some(msg_id);

@@ -22,6 +22,7 @@ pub(super) fn send(account: &mut Account, body: Value, now: Moment) -> Result<Se
         return Err(ApiError::WINDOW_CLOSED);
     }
     user.windows.spend(now)?;
+    user.typing.message(now);
     Ok(Sent::new(
         account,
         &open_id,

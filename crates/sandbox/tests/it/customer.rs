@@ -136,3 +136,37 @@ async fn contents_are_checked() {
         assert_eq!(send(&world, app_id, &body).await, code, "{body}");
     }
 }
+
+async fn types(world: &World, app_id: &str, path: &str, body: &Value) -> i64 {
+    let token = world.token(app_id).await;
+    let path = format!("/cgi-bin/message/custom/{path}?access_token={token}");
+    errcode(&world.post(&path, body).await)
+}
+
+#[tokio::test]
+async fn typing_follows_a_message_and_is_shown_once() {
+    let (world, _callback) = world().await;
+    for (app_id, path, other) in [
+        (NEWS, "typing", "business/typing"),
+        (SHOP, "business/typing", "typing"),
+    ] {
+        let user = world.default_user(app_id);
+        let typing = json!({"touser": user, "command": "Typing"});
+        let cancel = json!({"touser": user, "command": "CancelTyping"});
+        assert_eq!(types(&world, app_id, other, &typing).await, 40200);
+        assert_eq!(types(&world, app_id, path, &typing).await, 45080);
+        world.state.deliver(says(app_id, "hi")).await.unwrap();
+        assert_eq!(types(&world, app_id, path, &typing).await, 0);
+        assert_eq!(types(&world, app_id, path, &typing).await, 45081);
+        assert_eq!(types(&world, app_id, path, &cancel).await, 0);
+        assert_eq!(types(&world, app_id, path, &typing).await, 0);
+        assert_eq!(send(&world, app_id, &hello(&user)).await, 0);
+        assert_eq!(types(&world, app_id, path, &typing).await, 0);
+        let wrong = json!({"touser": user, "command": "Type"});
+        assert_eq!(types(&world, app_id, path, &wrong).await, 45072);
+        let nobody = json!({"touser": "nobody", "command": "Typing"});
+        assert_eq!(types(&world, app_id, path, &nobody).await, 40003);
+        world.pass(30);
+        assert_eq!(types(&world, app_id, path, &typing).await, 45080);
+    }
+}
