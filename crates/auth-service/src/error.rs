@@ -280,7 +280,7 @@ pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
             error!(error = cause, "a link is impossible");
             tell(Code::FailedPrecondition, reasons::PUBLIC_URL_MISSING).build()
         }
-        Error::Tokens(source) => tokens(source, cause),
+        Error::Tokens(source) => source.to_caller(),
         Error::SecretUnknown { .. } => {
             error!(error = cause, "login is impossible");
             tell(Code::FailedPrecondition, reason::WECHAT_CONFIG_INVALID).build()
@@ -296,28 +296,6 @@ pub(crate) fn to_status(error: &Error, now: SystemTime) -> Status {
         Error::Stored(_) | Error::TaskLost(_) => {
             error!(error = cause, "internal error");
             status::internal()
-        }
-    }
-}
-
-/// What token-service said, in so far as it is about the request.
-fn tokens(error: &token_client::Error, cause: &(dyn std::error::Error + 'static)) -> Status {
-    match error.code() {
-        // About this service's own key and list of apps, which the caller knows nothing of.
-        Code::Unauthenticated | Code::PermissionDenied | Code::NotFound => {
-            error!(error = cause, "token-service refuses this service");
-            status::internal()
-        }
-        _ if error.reason().is_none() => {
-            warn!(error = cause, "token-service does not answer");
-            let message = "token-service does not answer";
-            status::error(Code::Unavailable, reason::PEER_UNAVAILABLE, message)
-                .retry_after(Duration::from_secs(1))
-                .build()
-        }
-        _ => {
-            debug!(error = cause, "token-service refused");
-            Status::from(error.clone())
         }
     }
 }

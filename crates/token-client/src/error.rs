@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use service_kit::status::{self, reason};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
+use tracing::{debug, error, warn};
 
 /// Why there is no token, ticket or signature.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -44,6 +46,39 @@ impl Error {
     }
 }
 
+impl Error {
+    /// What a service tells its own caller who needed the token. What is about the service's own key or list of apps is
+    /// the operator's to mend: it goes to the log, and the caller learns nothing of it.
+    pub fn to_caller(&self) -> Status {
+        match self.code() {
+            Code::Unauthenticated | Code::PermissionDenied | Code::NotFound => {
+                error!(
+                    error = self as &dyn std::error::Error,
+                    "token-service refuses this service"
+                );
+                status::internal()
+            }
+            _ if self.reason().is_none() => {
+                warn!(
+                    error = self as &dyn std::error::Error,
+                    "token-service does not answer"
+                );
+                let message = "token-service does not answer";
+                status::error(Code::Unavailable, reason::PEER_UNAVAILABLE, message)
+                    .retry_after(Duration::from_secs(1))
+                    .build()
+            }
+            _ => {
+                debug!(
+                    error = self as &dyn std::error::Error,
+                    "token-service refused"
+                );
+                Status::from(self.clone())
+            }
+        }
+    }
+}
+
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
         Self::Refused(Box::new(status))
@@ -55,7 +90,7 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(status) => *status,
-            Error::Malformed(_) => service_kit::status::internal(),
+            Error::Malformed(_) => status::internal(),
         }
     }
 }
