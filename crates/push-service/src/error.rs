@@ -1,11 +1,11 @@
 //! Every way in which push-service can refuse or fail, and what a caller is told of it.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sea_orm::DbErr;
 use service_kit::status;
 use tonic::{Code, Status};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::message::{State, Violation};
 
@@ -42,6 +42,18 @@ pub(crate) enum Error {
     AuthUnavailable(#[source] Status),
     #[error("auth-service refuses this service")]
     AuthRefused(#[source] Status),
+    #[error("WeChat refused or did not answer")]
+    WeChat {
+        /// The app's name.
+        app: String,
+        source: wechat::Error,
+        /// When: a quota comes back at midnight.
+        now: SystemTime,
+    },
+    #[error("token-service refused or did not answer")]
+    Tokens(#[source] token_client::Error),
+    #[error("it was not done within {} s", .0.as_secs())]
+    TooLate(Duration),
     #[error("the database refused or did not answer")]
     Database(#[from] DbErr),
     #[error("the database did not answer in time")]
@@ -107,6 +119,17 @@ impl From<Error> for Status {
                 error!(code = ?source.code(), "auth-service refuses this service: {}", source.message());
                 status::internal()
             }
+            Error::WeChat { app, source, now } => {
+                warn!(app, "WeChat refused or did not answer: {source}");
+                status::wechat(&source, &app, now).build()
+            }
+            Error::Tokens(source) => source.to_caller(),
+            Error::TooLate(deadline) => status::error(
+                Code::DeadlineExceeded,
+                status::reason::DEADLINE_EXCEEDED,
+                format!("it was not done within {} s", deadline.as_secs()),
+            )
+            .build(),
             Error::Database(source) => {
                 error!("the database failed: {source}");
                 status::store_unavailable("the database")

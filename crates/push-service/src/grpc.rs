@@ -13,7 +13,7 @@ use proto::push::v1::{self as wire, push_service_server::PushService};
 use service_kit::{Caller, CatalogHandle, Scope, caller::Rules};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::message::Messages;
+use crate::{message::Messages, typing::Typing};
 
 /// Health is told for these.
 pub(crate) const NAMES: &[&str] = &["wxhub.push.v1.PushService"];
@@ -22,6 +22,7 @@ pub(crate) const NAMES: &[&str] = &["wxhub.push.v1.PushService"];
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
     pub(crate) messages: Messages,
+    pub(crate) typing: Typing,
     pub(crate) catalog: CatalogHandle,
 }
 

@@ -15,6 +15,7 @@ mod metrics;
 mod migration;
 mod rate;
 mod rule;
+mod typing;
 
 use std::convert::Infallible;
 
@@ -44,6 +45,7 @@ use self::{
     doorbell::Doorbell,
     http::Http,
     message::Messages,
+    typing::Typing,
 };
 pub use self::{
     config::{Config, PORTS},
@@ -122,6 +124,11 @@ impl App {
             tasks: tasks.clone(),
         };
         let tokens = TokenClient::new(&config.token_service);
+        let typing = Typing {
+            wechat: wechat.clone(),
+            tokens: tokens.clone(),
+            clock: clock.clone(),
+        };
         let delivery = Delivery {
             store,
             clock: clock.clone(),
@@ -165,6 +172,7 @@ impl App {
         };
         let rpc = grpc::Service {
             messages,
+            typing,
             catalog: catalog.clone(),
         };
         let server = Server {

@@ -18,4 +18,5 @@ mod lifecycle;
 mod recovery;
 mod schedule;
 mod stand_in;
+mod typing;
 mod world;
