@@ -41,6 +41,8 @@ pub(crate) struct Account {
 pub(crate) struct User {
     pub(crate) union_id: String,
     pub(crate) follows: bool,
+    /// Whether messages from templates do not reach the user, of which the account learns by their receipts.
+    pub(crate) blocks: bool,
     pub(crate) session_key: Option<SessionKey>,
     /// Whether the account may know nickname and picture.
     pub(crate) consents: bool,
@@ -140,6 +142,7 @@ impl Account {
         let user = User {
             union_id,
             follows: self.config.kind == Kind::OfficialAccount,
+            blocks: false,
             session_key: None,
             consents: false,
             windows: Windows::default(),

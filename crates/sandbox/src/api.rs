@@ -12,14 +12,13 @@ use serde_json::{Value, json};
 
 use crate::{
     account::Accounts,
-    callback::Target,
     calls::Call,
     clock::Moment,
     connection::Scissors,
     endpoint::{Credential, Endpoint},
     error::ApiError,
     fault::Fault,
-    message,
+    message::{self, Receipt},
     state::{State, World},
     token::{self, Grant},
     user_data,
@@ -45,13 +44,6 @@ impl From<Value> for Done {
             receipt: None,
         }
     }
-}
-
-/// The event that follows a template message.
-struct Receipt {
-    target: Target,
-    open_id: String,
-    msg_id: i64,
 }
 
 /// Answers every path that is not the sandbox's own.
@@ -114,13 +106,8 @@ async fn process(state: &State, request: &Received, scissors: &Scissors) -> Resp
     {
         let done = dispatch(&mut state.world(), request, now);
         outcome = done.map(|done| {
-            if let Some(Receipt {
-                target,
-                open_id,
-                msg_id,
-            }) = done.receipt
-            {
-                state.send_receipt(target, open_id, msg_id);
+            if let Some(receipt) = done.receipt {
+                state.send_receipt(receipt);
             }
             done.body
         });
@@ -430,26 +417,18 @@ fn send(
         .map_or_else(|| json!({}), |msg_id| json!({"msgid": msg_id}));
     let mut done = Done::from(ok(fields));
     if let Some(message) = sent.message {
-        if endpoint == Endpoint::TemplateSend {
-            done.receipt = receipt_of(&world.accounts, app_id, &message.open_id, sent.msg_id);
+        let account = world.accounts.get(app_id);
+        let blocked = account
+            .and_then(|account| account.user(&message.open_id))
+            .is_some_and(|user| user.blocks && message.kind.has_receipt());
+        done.receipt = account
+            .zip(sent.msg_id)
+            .and_then(|(account, msg_id)| Receipt::of(account, &message, msg_id, blocked));
+        if !blocked {
+            world.inbox.push(message);
         }
-        world.inbox.push(message);
     }
     Ok(done)
-}
-
-fn receipt_of(
-    accounts: &Accounts,
-    app_id: &str,
-    open_id: &str,
-    msg_id: Option<i64>,
-) -> Option<Receipt> {
-    let target = Target::of(&accounts.get(app_id)?.config)?;
-    Some(Receipt {
-        target,
-        open_id: open_id.to_owned(),
-        msg_id: msg_id?,
-    })
 }
 
 /// The account whose token the caller shows, if it may call this interface.

@@ -80,6 +80,10 @@ impl Target {
         })
     }
 
+    pub(crate) const fn format(&self) -> Format {
+        self.callback.format
+    }
+
     fn crypt(&self) -> Option<crypto::MessageCrypt> {
         let key = self
             .callback

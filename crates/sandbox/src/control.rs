@@ -89,6 +89,7 @@ struct UserChange {
     app_id: String,
     open_id: Option<String>,
     follows: Option<bool>,
+    blocks: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -138,8 +139,13 @@ async fn user(
         app_id,
         open_id,
         follows,
+        blocks,
     } = parse(&body)?;
-    Ok(Json(state.user(&app_id, open_id.as_deref(), follows)?).into_response())
+    let user = state.user(&app_id, open_id.as_deref(), follows)?;
+    if let Some(blocks) = blocks {
+        state.block(&app_id, &user.open_id, blocks)?;
+    }
+    Ok(Json(user).into_response())
 }
 
 async fn login(

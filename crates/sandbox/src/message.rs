@@ -9,7 +9,7 @@ mod window;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 pub(crate) use self::{
     typing::{TypingState, type_to},
@@ -18,8 +18,9 @@ pub(crate) use self::{
 use crate::{
     account::{Account, Accounts},
     bounded::BoundedMap,
+    callback::Target,
     clock::Moment,
-    config::Kind,
+    config::{Format, Kind},
     endpoint::Endpoint,
     error::ApiError,
 };
@@ -64,6 +65,68 @@ pub enum MessageKind {
     Customer,
     /// 被动回复: the answer of the account's callback.
     Reply,
+}
+
+impl MessageKind {
+    /// Whether WeChat tells later what became of a message.
+    pub(crate) const fn has_receipt(self) -> bool {
+        matches!(self, Self::Template | Self::Subscribe)
+    }
+}
+
+/// The event that tells what became of a message.
+pub(crate) struct Receipt {
+    pub(crate) target: Target,
+    pub(crate) open_id: String,
+    pub(crate) msg_id: i64,
+    /// The event's fields.
+    pub(crate) fields: Map<String, Value>,
+}
+
+impl Receipt {
+    /// The one that follows a message; none where the account has no callback, or the interface sends none.
+    pub(crate) fn of(
+        account: &Account,
+        message: &Message,
+        msg_id: i64,
+        blocked: bool,
+    ) -> Option<Self> {
+        let target = Target::of(&account.config)?;
+        let fields = match message.kind {
+            MessageKind::Template => json!({
+                "Event": "TEMPLATESENDJOBFINISH",
+                "MsgID": msg_id,
+                "Status": if blocked { "failed:user block" } else { "success" },
+            }),
+            MessageKind::Subscribe => {
+                let (code, status) = if blocked {
+                    ("43101", "user refuse to accept the msg")
+                } else {
+                    ("0", "success")
+                };
+                let list = json!({
+                    "TemplateId": message.message.get("template_id"),
+                    "MsgID": msg_id.to_string(),
+                    "ErrorCode": code,
+                    "ErrorStatus": status,
+                });
+                let event = "subscribe_msg_sent_event";
+                match target.format() {
+                    Format::Xml => {
+                        json!({"Event": event, "SubscribeMsgSentEvent": {"List": list}})
+                    }
+                    Format::Json => json!({"Event": event, "List": list}),
+                }
+            }
+            _ => return None,
+        };
+        Some(Self {
+            target,
+            open_id: message.open_id.clone(),
+            msg_id,
+            fields: fields.as_object().cloned()?,
+        })
+    }
 }
 
 /// What a send answers, and whom it reached.

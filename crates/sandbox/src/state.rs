@@ -20,7 +20,7 @@ use crate::{
     config::{Config, Kind},
     fault::{Fault, Faults},
     login::mint_session_key,
-    message::{INBOX, Message, MessageKind, MsgIds, Trigger},
+    message::{INBOX, Message, MessageKind, MsgIds, Receipt, Trigger},
 };
 
 /// Receipts under way at once; more than these are dropped.
@@ -237,6 +237,21 @@ impl State {
         })
     }
 
+    /// Lets a user block the account's messages from templates, or take them again: they are accepted all the same, and
+    /// a receipt tells that the user did not get them.
+    ///
+    /// # Errors
+    /// The account is none; the openid is none.
+    pub fn block(&self, app_id: &str, open_id: &str, blocks: bool) -> Result<(), Error> {
+        let mut world = self.world();
+        let account = account(&mut world, app_id)?;
+        let open_id = resolve(account, Some(open_id))?;
+        let user = account.user_or_new(&open_id);
+        user.ok_or_else(|| Error::Invalid("no such user".to_owned()))?
+            .blocks = blocks;
+        Ok(())
+    }
+
     /// What users received, newest last; of one account or user, or of all.
     pub fn inbox(&self, app_id: Option<&str>, open_id: Option<&str>) -> Vec<Message> {
         let world = self.world();
@@ -347,8 +362,14 @@ impl State {
         ))
     }
 
-    /// Tells the account, in its own time, that a template message reached its user.
-    pub(crate) fn send_receipt(&self, target: Target, open_id: String, msg_id: i64) {
+    /// Tells the account, in its own time, what became of a message.
+    pub(crate) fn send_receipt(&self, receipt: Receipt) {
+        let Receipt {
+            target,
+            open_id,
+            msg_id,
+            fields,
+        } = receipt;
         let Ok(permit) = Arc::clone(&self.0.receipts).try_acquire_owned() else {
             tracing::warn!(
                 open_id,
@@ -358,14 +379,12 @@ impl State {
             return;
         };
         let shared = Arc::clone(&self.0);
-        let fields =
-            json!({"Event": "TEMPLATESENDJOBFINISH", "MsgID": msg_id, "Status": "success"});
         let push = Push {
             from: open_id,
             create_time: shared.clock.now().as_secs(),
             msg_type: "event".to_owned(),
             msg_id: None,
-            fields: fields.as_object().cloned().unwrap_or_default(),
+            fields,
         };
         self.0.tasks.spawn(async move {
             let _permit = permit;
@@ -380,7 +399,7 @@ impl State {
                     msg_id,
                     attempts,
                     problem,
-                    "the callback did not take a TEMPLATESENDJOBFINISH"
+                    "the callback did not take a receipt"
                 );
             }
         });

@@ -192,6 +192,50 @@ async fn a_form_id_pays_for_one_message_to_its_user() {
 }
 
 #[tokio::test]
+async fn receipts_follow_template_and_subscribe_messages_and_tell_a_block() {
+    let callback = Callback::start(|_, _| (200, "text/plain", "success".to_owned())).await;
+    let mut config = Config::dev(&callback.url);
+    for account in &mut config.accounts {
+        account.callback.as_mut().unwrap().mode = sandbox::Mode::Plain;
+    }
+    let shop = config.accounts[0].callback.as_ref().unwrap();
+    assert_eq!(shop.format, sandbox::Format::Json);
+    let world = World::with(config).await;
+    let order = |user: &str| {
+        json!({
+            "touser": user,
+            "template_id": "SUBSCRIBE_ORDER_SHIPPED",
+            "data": {"thing1": {"value": "茶"}, "amount2": {"value": "¥1"}, "time3": {"value": "10:00"}},
+        })
+    };
+    for (blocks, status, code) in [
+        (false, "success", "0"),
+        (true, "failed:user block", "43101"),
+    ] {
+        let (reader, shopper) = (world.default_user(NEWS), world.default_user(SHOP));
+        world.state.clear_inbox();
+        world.state.block(NEWS, &reader, blocks).unwrap();
+        world.state.block(SHOP, &shopper, blocks).unwrap();
+        let before = callback.got().len();
+        assert_eq!(
+            errcode(&send(&world, "template", NEWS, &paid(&reader)).await),
+            0
+        );
+        let got = callback.wait_for(before + 1).await;
+        let status = format!("<Status><![CDATA[{status}]]></Status>");
+        assert!(got[before].body.contains(&status), "{}", got[before].body);
+        let answer = send(&world, "subscribe", SHOP, &order(&shopper)).await;
+        let got = callback.wait_for(before + 2).await;
+        let event: Value = serde_json::from_str(&got[before + 1].body).unwrap();
+        assert_eq!(event["Event"], "subscribe_msg_sent_event");
+        assert_eq!(event["List"]["MsgID"], answer["msgid"].to_string());
+        assert_eq!(event["List"]["ErrorCode"], code);
+        let arrived = world.state.inbox(None, None).len();
+        assert_eq!(arrived, if blocks { 0 } else { 2 });
+    }
+}
+
+#[tokio::test]
 async fn a_receipt_follows_a_template_message_until_it_is_taken() {
     let callback = Callback::start(|_, before| {
         (
