@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{DatabaseBackend, DatabaseConnection, Iden, sea_query::Expr};
+use sea_orm::{DatabaseBackend, DatabaseConnection, sea_query::Expr};
 use service_kit::Clock;
 
 /// The database and the clock that leases are measured by: the database server's own, so that replicas whose clocks
@@ -30,18 +30,15 @@ impl Database {
             _ => Expr::value(moment(&self.clock) + delay),
         }
     }
-}
 
-impl Database {
-    /// Microseconds from the moment at which the statement runs to the time in `column`; none or less once it is over.
-    pub(crate) fn micros_until(&self, column: &impl Iden) -> Expr {
-        let column = column.to_string();
+    /// Microseconds from the moment at which the statement runs to a time, given as SQL; none or less once it is over.
+    pub(crate) fn micros_until(&self, time: &'static str) -> Expr {
         match self.connection.get_database_backend() {
             DatabaseBackend::MySql => Expr::cust(format!(
-                "TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), {column})"
+                "TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), {time})"
             )),
             _ => Expr::cust_with_values(
-                format!("CAST((julianday({column}) - julianday(?)) * 86400000000 AS INTEGER)"),
+                format!("CAST((julianday({time}) - julianday(?)) * 86400000000 AS INTEGER)"),
                 [moment(&self.clock)],
             ),
         }

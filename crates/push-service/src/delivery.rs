@@ -6,7 +6,11 @@
 //! attempt whose outcome is unknown.
 
 mod batch;
+mod outcomes;
+mod pauses;
 mod policy;
+mod queue;
+mod turn;
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
@@ -27,19 +31,26 @@ use wechat::{AppId, Client};
 
 use self::{
     batch::Batch,
+    outcomes::{Outcomes, outcomes},
     policy::{Attempt, Circumstances},
+    queue::Ended,
+    turn::Waiting,
 };
+pub(crate) use self::{pauses::Pauses, queue::Queue};
 use crate::{
     doorbell::Doorbell,
-    message::{Content, Message, resume_trace, store::Store},
+    message::{Content, Lane, Message, resume_trace},
 };
 
 /// WeChat answers within this, or the attempt's outcome is unknown.
 pub(crate) const UPSTREAM_DEADLINE: Duration = Duration::from_secs(3);
-/// Messages on the wire at once.
-const CONCURRENCY: usize = 64;
-/// A backlog is worked on whenever so many of them are done.
-const ROOM: u32 = 16;
+/// Messages of a replica between their claim and the writing of their outcome. At WeChat's usual 50 ms they are some
+/// thousands a second.
+const CONCURRENCY: usize = 512;
+/// A backlog is worked on whenever so many of them are done, so that claims stay worth their statements.
+const ROOM: usize = 64;
+/// The most that are claimed at once.
+const TOGETHER: usize = 256;
 /// How often due messages are looked for when no doorbell rings.
 pub(crate) const POLL: Duration = Duration::from_secs(1);
 /// After the database was away, what seems lost may have a living worker that is about to write its outcome: that one
@@ -48,16 +59,23 @@ const SETTLE: Duration = Duration::from_secs(2);
 
 /// What a claim leaves to do.
 struct Left {
-    /// More may be due than was claimed.
-    more: bool,
-    /// When the next one falls due, if that is soon.
+    /// With so many free places it is worth while to claim again.
+    come_back: Option<usize>,
+    /// When there is something to do again, if that is soon.
     upcoming: Option<Instant>,
+}
+
+impl Left {
+    fn sooner(&mut self, at: Instant) {
+        self.upcoming = Some(self.upcoming.map_or(at, |known| known.min(at)));
+    }
 }
 
 /// Sends messages.
 #[derive(Debug, Clone)]
 pub(crate) struct Delivery {
-    pub(crate) store: Store,
+    pub(crate) queue: Queue,
+    pub(crate) pauses: Arc<Pauses>,
     pub(crate) clock: Clock,
     pub(crate) catalog: CatalogHandle,
     pub(crate) wechat: Client,
@@ -79,41 +97,44 @@ impl Delivery {
         }
         let this = Arc::new(self);
         let slots = Arc::new(Semaphore::new(CONCURRENCY));
-        let mut batches = JoinSet::new();
+        let (outcomes, writer) = outcomes(this.queue.clone(), this.clock.clone());
+        let mut writers = JoinSet::new();
+        writers.spawn(writer.run());
+        let mut worker = Worker {
+            delivery: Arc::clone(&this),
+            slots: Arc::clone(&slots),
+            batches: JoinSet::new(),
+            outcomes,
+            stop: stop.clone(),
+            turn: 0,
+        };
         let mut poll = tokio::time::interval(this.poll);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // More may be due than there was room for.
-        let mut backlog = false;
+        // How many free places a backlog waits for.
+        let mut backlog: Option<usize> = None;
         // When the next message falls due, where that is before the next poll.
         let mut upcoming = None;
         // Elapsed time since which the database answers.
         let mut answers_since = None;
         loop {
-            let polled = tokio::select! {
+            tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some(ended) = batches.join_next() => {
+                Some(ended) = worker.batches.join_next() => {
                     report_panic(ended);
                     continue;
                 }
-                _ = poll.tick() => true,
-                () = this.doorbell.rung() => false,
-                () = sleep_until(upcoming.unwrap_or_else(Instant::now)), if upcoming.is_some() => false,
-                // Enough at once that claims stay worth their statements.
-                Ok(_) = slots.acquire_many(ROOM), if backlog => false,
-            };
+                _ = poll.tick() => {}
+                () = this.doorbell.rung() => {}
+                () = sleep_until(upcoming.unwrap_or_else(Instant::now)), if upcoming.is_some() => {}
+                Ok(_) = slots.acquire_many(places(backlog)), if backlog.is_some() => {}
+            }
             let now = this.clock.elapsed();
             let settled = answers_since.is_some_and(|since| since + SETTLE <= now);
-            let taken_up = async {
-                if polled && settled {
-                    this.recover().await?;
-                }
-                this.take_up(&slots, &mut batches, &stop).await
-            };
-            match stop.run_until_cancelled(taken_up).await {
+            match stop.run_until_cancelled(worker.take_up(settled)).await {
                 None => break,
                 Some(Ok(left)) => {
-                    backlog = left.more;
+                    backlog = left.come_back;
                     upcoming = left.upcoming;
                     answers_since.get_or_insert(now);
                 }
@@ -124,98 +145,54 @@ impl Delivery {
                 }
             }
         }
-        while let Some(ended) = batches.join_next().await {
+        while let Some(ended) = worker.batches.join_next().await {
+            report_panic(ended);
+        }
+        // The writer ends with what the last batch put in.
+        drop(worker);
+        while let Some(ended) = writers.join_next().await {
             report_panic(ended);
         }
         Ok(())
     }
 
-    /// Claims what is due, no more than can start now, and starts it.
-    async fn take_up(
-        self: &Arc<Self>,
-        slots: &Arc<Semaphore>,
-        batches: &mut JoinSet<()>,
-        stop: &CancellationToken,
-    ) -> Result<Left, DbErr> {
-        let free = slots.available_permits();
-        if free == 0 {
-            return Ok(Left {
-                more: true,
-                upcoming: None,
-            });
-        }
-        let claim = self.store.claim(free as u64).await?;
-        let left = Left {
-            more: claim.messages.len() == free,
-            upcoming: claim.upcoming.map(|wait| Instant::now() + wait),
-        };
-        let mut by_app: BTreeMap<AppId, Vec<Message>> = BTreeMap::new();
-        let mut broken = Vec::new();
-        for message in claim.messages {
-            match AppId::try_from(message.app_id.as_str()) {
-                Ok(app_id) => by_app.entry(app_id).or_default().push(message),
-                Err(error) => broken.push((message, error.to_string())),
-            }
-        }
-        for (app_id, messages) in by_app {
-            let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
-            // This task alone takes slots, so those counted above are there.
-            let Ok(slots) = Arc::clone(slots).try_acquire_many_owned(count) else {
-                continue;
-            };
-            let span = info_span!("deliver", app.id = %app_id, messages = messages.len());
-            if let Some(first) = messages.first() {
-                resume_trace(&span, first);
-            }
-            let batch = Batch {
-                delivery: Arc::clone(self),
-                app_id,
-                claim_id: claim.id.clone(),
-                stop: stop.clone(),
-                since: claim.since,
-            };
-            batches.spawn(batch.run(messages, slots).instrument(span));
-        }
-        for (message, why) in broken {
-            let outcome = policy::broken(&message, why);
-            self.store
-                .write_back(&message.message_id, &claim.id, &outcome)
-                .await?;
-        }
-        Ok(left)
-    }
-
     /// Takes up what other workers left SENDING when they died.
     async fn recover(&self) -> Result<(), DbErr> {
-        for message in self.store.lost().await? {
-            let Some(claim_id) = message.claim_id.clone() else {
-                continue;
-            };
-            let outcome = match Content::from_json(&message.content) {
-                Ok(content) => {
-                    let circumstances = self.circumstances(&message.app_id);
-                    policy::after(
-                        &message,
-                        &content,
-                        message.attempts,
-                        &Attempt::Lost,
-                        circumstances,
-                    )
-                }
-                Err(error) => policy::broken(
-                    &message,
-                    format!("the stored content cannot be read: {error}"),
-                ),
-            };
-            warn!(
-                message.id = message.message_id,
-                "its worker was lost while it sent"
-            );
-            self.store
-                .write_back(&message.message_id, &claim_id, &outcome)
-                .await?;
+        let lost = self.queue.lost().await?;
+        let ended: Vec<Ended> = lost
+            .iter()
+            .filter_map(|message| {
+                warn!(
+                    message.id = message.message_id,
+                    "its worker was lost while it sent"
+                );
+                Some(Ended {
+                    message_id: message.message_id.clone(),
+                    claim_id: message.claim_id.clone()?,
+                    app_id: message.app_id.clone(),
+                    broadcast_id: message.broadcast_id.clone(),
+                    outcome: self.after_loss(message),
+                })
+            })
+            .collect();
+        let ended: Vec<&Ended> = ended.iter().collect();
+        self.queue.write(&ended).await
+    }
+
+    fn after_loss(&self, message: &Message) -> queue::Outcome {
+        match Content::from_json(&message.content) {
+            Ok(content) => policy::after(
+                message,
+                &content,
+                message.attempts,
+                &Attempt::Lost,
+                self.circumstances(&message.app_id),
+            ),
+            Err(error) => policy::broken(
+                message,
+                format!("the stored content cannot be read: {error}"),
+            ),
         }
-        Ok(())
     }
 
     fn app(&self, app_id: &str) -> Option<Arc<App>> {
@@ -232,6 +209,126 @@ impl Delivery {
             jitter: rand::random(),
         }
     }
+}
+
+/// What one replica has under way.
+struct Worker {
+    delivery: Arc<Delivery>,
+    slots: Arc<Semaphore>,
+    batches: JoinSet<()>,
+    outcomes: Outcomes,
+    stop: CancellationToken,
+    /// Counts the claims, so that each begins with another lane.
+    turn: usize,
+}
+
+impl Worker {
+    /// Claims what is due, no more than can start now, and starts it. What dead workers left is taken up first, when the
+    /// database has answered for a while.
+    async fn take_up(&mut self, settled: bool) -> Result<Left, DbErr> {
+        let free = self.slots.available_permits();
+        if free == 0 {
+            return Ok(Left {
+                come_back: Some(ROOM),
+                upcoming: None,
+            });
+        }
+        let delivery = Arc::clone(&self.delivery);
+        let mut survey = delivery.queue.survey().await?;
+        if survey.lost && settled {
+            delivery.recover().await?;
+            survey = delivery.queue.survey().await?;
+        }
+        let now = delivery.clock.elapsed();
+        let mut left = Left {
+            come_back: None,
+            upcoming: survey.upcoming.map(|wait| Instant::now() + wait),
+        };
+        let mut due = Vec::with_capacity(survey.due.len());
+        for (text, _) in survey.due {
+            let lane = Lane::parse(&text);
+            let pause = lane.as_ref().map(|lane| delivery.pauses.left(lane, now));
+            match pause.flatten() {
+                Some(pause) => left.sooner(Instant::now() + pause),
+                None => due.push((text, lane)),
+            }
+        }
+        self.turn = self.turn.wrapping_add(1);
+        let chosen = turn::choose(due, self.turn);
+        left.come_back = chosen.left_out.then_some(ROOM);
+        if chosen.lanes.is_empty() {
+            return Ok(left);
+        }
+        let names: Vec<_> = chosen.lanes.iter().map(|(text, _)| text.as_str()).collect();
+        let limit = turn::limit(free);
+        let mut found = delivery.queue.due(&names, limit as u64).await?;
+        let waiting: Vec<Waiting> = chosen
+            .lanes
+            .into_iter()
+            .filter_map(|(text, lane)| {
+                let due = found.remove(&text)?;
+                if let Some(wait) = due.upcoming {
+                    left.sooner(Instant::now() + wait);
+                }
+                Some(Waiting::new(lane.as_ref(), due.message_ids, limit))
+            })
+            .collect();
+        let picked = turn::pick(waiting, free);
+        left.come_back = left.come_back.or(picked.come_back);
+        if picked.message_ids.is_empty() {
+            return Ok(left);
+        }
+        let claim = delivery.queue.claim(&picked.message_ids).await?;
+        self.start(claim);
+        Ok(left)
+    }
+
+    /// Starts what was claimed, an app at a time.
+    fn start(&mut self, claim: queue::Claim) {
+        let mut by_app: BTreeMap<String, Vec<Message>> = BTreeMap::new();
+        for message in claim.messages {
+            by_app
+                .entry(message.app_id.clone())
+                .or_default()
+                .push(message);
+        }
+        for (app_id, messages) in by_app {
+            let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
+            // This task alone takes slots, so those counted before are there.
+            let Ok(slots) = Arc::clone(&self.slots).try_acquire_many_owned(count) else {
+                continue;
+            };
+            let app_id = match AppId::try_from(app_id) {
+                Ok(app_id) => app_id,
+                Err(error) => {
+                    let since = self.delivery.clock.elapsed();
+                    for message in &messages {
+                        let outcome = policy::broken(message, error.to_string());
+                        self.outcomes.put(message, &claim.id, outcome, since, None);
+                    }
+                    continue;
+                }
+            };
+            let span = info_span!("deliver", app.id = %app_id, messages = messages.len());
+            if let Some(first) = messages.first() {
+                resume_trace(&span, first);
+            }
+            let batch = Batch {
+                delivery: Arc::clone(&self.delivery),
+                outcomes: self.outcomes.clone(),
+                app_id,
+                claim_id: claim.id.clone(),
+                stop: self.stop.clone(),
+                since: claim.since,
+            };
+            self.batches
+                .spawn(batch.run(messages, slots).instrument(span));
+        }
+    }
+}
+
+fn places(wanted: Option<usize>) -> u32 {
+    u32::try_from(wanted.unwrap_or_default()).unwrap_or(u32::MAX)
 }
 
 fn report_panic(ended: Result<(), tokio::task::JoinError>) {
@@ -254,7 +351,7 @@ mod tests {
         PushService,
         database::Database,
         form,
-        message::{Customer, Messages, NewMessage, Sender},
+        message::{Customer, Messages, NewMessage, Sender, store::Store},
         migration::Migrator,
     };
 
@@ -281,6 +378,9 @@ mod tests {
         let store = Store {
             database: database.clone(),
         };
+        let queue = Queue {
+            database: database.clone(),
+        };
         let doorbell = Doorbell::new(None).unwrap();
         let messages = Messages {
             store: store.clone(),
@@ -297,7 +397,8 @@ mod tests {
             "unused".to_owned().into(),
         );
         let delivery = Delivery {
-            store: store.clone(),
+            queue,
+            pauses: Arc::default(),
             clock,
             catalog,
             wechat: Client::new(ClientOptions::new(nobody.parse().unwrap())).unwrap(),

@@ -17,7 +17,7 @@ mod rate;
 mod rule;
 mod typing;
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use proto::{
     auth::v1::auth_service_client::AuthServiceClient,
@@ -41,7 +41,7 @@ use wechat::{Client, ClientOptions};
 use self::{
     callback::{Callbacks, seen::Seen},
     database::Database,
-    delivery::{Delivery, POLL, UPSTREAM_DEADLINE},
+    delivery::{Delivery, POLL, Queue, UPSTREAM_DEADLINE},
     doorbell::Doorbell,
     http::Http,
     message::Messages,
@@ -116,7 +116,7 @@ impl App {
         };
         let tasks = TaskTracker::new();
         let messages = Messages {
-            store: store.clone(),
+            store,
             forms: forms.clone(),
             doorbell: doorbell.clone(),
             catalog: catalog.clone(),
@@ -130,7 +130,10 @@ impl App {
             clock: clock.clone(),
         };
         let delivery = Delivery {
-            store,
+            queue: Queue {
+                database: database.clone(),
+            },
+            pauses: Arc::default(),
             clock: clock.clone(),
             catalog: catalog.clone(),
             wechat,

@@ -3,7 +3,7 @@
 mod accept;
 mod content;
 #[expect(unreachable_pub, reason = "sea-orm derives public items")]
-mod entity;
+pub(crate) mod entity;
 mod failed_attempt;
 mod lane;
 pub(crate) mod store;
@@ -22,7 +22,7 @@ pub(crate) use self::{
     content::{Content, Customer, FormTemplate, Link, Outbound, Subscribe, Template, Violation},
     entity::{Model as Message, State},
     failed_attempt::FailedAttempt,
-    lane::Lane,
+    lane::{Lane, Priority},
 };
 use crate::{doorbell::Doorbell, error::Error, form};
 

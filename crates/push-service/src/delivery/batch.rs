@@ -10,24 +10,19 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 use wechat::{AppId, Class, ErrCode, MsgId, OpenId};
 
 use super::{
-    Delivery, UPSTREAM_DEADLINE,
+    Delivery, Outcomes, UPSTREAM_DEADLINE,
     policy::{self, Attempt, Before},
+    queue::{LEASE, Next, Outcome},
 };
 use crate::{
-    message::{
-        Content, Message, Outbound, resume_trace,
-        store::{LEASE, Next, Outcome},
-    },
+    message::{Content, Message, Outbound, resume_trace},
     metrics,
 };
-
-/// An outcome that cannot be written for this long is left to the lease: the attempt then counts as ambiguous.
-const WRITE_BACK: Duration = Duration::from_secs(120);
-const WRITE_BACK_PAUSE: Duration = Duration::from_millis(200);
 
 /// Sends one app's messages of one claim.
 pub(super) struct Batch {
     pub(super) delivery: Arc<Delivery>,
+    pub(super) outcomes: Outcomes,
     pub(super) app_id: AppId,
     pub(super) claim_id: String,
     /// Once cancelled, nothing more goes on the wire.
@@ -38,7 +33,7 @@ pub(super) struct Batch {
 
 /// A message that may go on the wire.
 struct Ready {
-    /// Its place among the messages on the wire, given back when it is done.
+    /// Its place among the messages under way, given back when its outcome is written.
     slot: OwnedSemaphorePermit,
     message: Message,
     content: Content,
@@ -58,7 +53,6 @@ impl Batch {
     /// `slots` are one for each message.
     pub(super) async fn run(mut self, messages: Vec<Message>, mut slots: OwnedSemaphorePermit) {
         let mut ready = Vec::with_capacity(messages.len());
-        let mut given_up = Vec::new();
         for mut message in messages {
             let Some(slot) = slots.split(1) else {
                 break;
@@ -70,14 +64,9 @@ impl Batch {
                     content,
                     outbound,
                 }),
-                Err(outcome) => given_up.push((message, outcome)),
+                Err(outcome) => self.put(&message, *outcome, slot),
             }
         }
-        let this = &self;
-        join_all(given_up.iter().map(async |(message, outcome)| {
-            this.write_back(message, outcome).await;
-        }))
-        .await;
         if ready.is_empty() {
             return;
         }
@@ -87,11 +76,15 @@ impl Batch {
             Some(Ok(token)) => self.send_all(ready, token).await,
             Some(Err(error)) => {
                 warn!("messages wait for a token: {error}");
-                let delay = || policy::without_token(&error, rand::random());
-                self.release(&ready, Some(&error.to_string()), delay).await;
+                let delay = policy::without_token(&error, rand::random());
+                let until = self.delivery.clock.elapsed() + delay;
+                self.delivery
+                    .pauses
+                    .pause(self.app_id.as_str(), None, until);
+                self.release(ready, Some(&error.to_string()), || delay);
             }
             // Another worker may send them at once.
-            None => self.release(&ready, None, || Duration::ZERO).await,
+            None => self.release(ready, None, || Duration::ZERO),
         }
     }
 
@@ -117,14 +110,19 @@ impl Batch {
     }
 
     /// Puts back what did not go on the wire.
-    async fn release(&self, ready: &[Ready], why: Option<&str>, delay: impl Fn() -> Duration) {
-        join_all(ready.iter().map(|Ready { message, .. }| {
+    fn release(&self, ready: Vec<Ready>, why: Option<&str>, delay: impl Fn() -> Duration) {
+        for Ready { slot, message, .. } in ready {
             let why = why.unwrap_or(&message.errmsg).to_owned();
-            let delay = policy::until_expiry(message, delay(), self.delivery.clock.now());
-            let outcome = policy::release(message, why, delay);
-            async move { self.write_back(message, &outcome).await }
-        }))
-        .await;
+            let delay = policy::until_expiry(&message, delay(), self.delivery.clock.now());
+            self.put(&message, policy::release(&message, why, delay), slot);
+        }
+    }
+
+    /// Has an outcome written.
+    fn put(&self, message: &Message, outcome: Outcome, slot: OwnedSemaphorePermit) {
+        let since = self.delivery.clock.elapsed();
+        self.outcomes
+            .put(message, &self.claim_id, outcome, since, Some(slot));
     }
 
     async fn send_all(&mut self, mut ready: Vec<Ready>, token: Arc<CachedToken>) {
@@ -133,15 +131,13 @@ impl Batch {
             .map(|ready| ready.message.message_id.clone())
             .collect();
         self.since = self.delivery.clock.elapsed();
-        let marked = match self.delivery.store.mark_sending(&self.claim_id, &ids).await {
+        let marked = match self.delivery.queue.mark_sending(&self.claim_id, &ids).await {
             Ok(marked) => marked,
             Err(error) => {
                 warn!("messages wait, for SENDING could not be written: {error}");
                 // It may be written all the same: left alone they would count as lost on the wire.
                 let delay = || policy::backoff(0, rand::random());
-                return self
-                    .release(&ready, Some("the database did not answer"), delay)
-                    .await;
+                return self.release(ready, Some("the database did not answer"), delay);
             }
         };
         ready.retain(|ready| marked.contains(&ready.message.message_id));
@@ -175,7 +171,7 @@ impl Batch {
         if !self.holds() {
             let why = "the lease ended before it went on the wire".to_owned();
             let outcome = policy::release(&message, why, Duration::ZERO);
-            return self.write_back(&message, &outcome).await;
+            return self.put(&message, outcome, slot);
         }
         let Tried {
             result,
@@ -183,6 +179,19 @@ impl Batch {
             wait,
         } = self.attempt(&outbound, &token, message.attempts).await;
         let circumstances = self.delivery.circumstances(&message.app_id);
+        if let Err(error) = &result
+            && let Some(closed) = policy::closed(error, circumstances)
+        {
+            let until = self.delivery.clock.elapsed() + closed;
+            let app_id = self.app_id.as_str();
+            let pauses = &self.delivery.pauses;
+            pauses.pause(app_id, Some(content.kind()), until);
+            warn!(
+                kind = content.kind(),
+                seconds = closed.as_secs(),
+                "messages wait for WeChat's quota: {error}"
+            );
+        }
         let attempt = Attempt::Made(result);
         let mut outcome = policy::after(&message, &content, attempts, &attempt, circumstances);
         if let Next::Queued { delay } = &mut outcome.next {
@@ -219,8 +228,7 @@ impl Batch {
                 );
             }
         }
-        self.write_back(&message, &outcome).await;
-        drop(slot);
+        self.put(&message, outcome, slot);
     }
 
     /// Sends once; once more with another token when WeChat refuses the first. Without another one the refusal stands.
@@ -269,33 +277,6 @@ impl Batch {
                 wechat.send_form_template(&token.token, message).await
             }
             Outbound::Customer(message) => wechat.send_customer(&token.token, message).await,
-        }
-    }
-
-    /// Writes an outcome, again while the database is away and the attempt would otherwise be in doubt.
-    async fn write_back(&self, message: &Message, outcome: &Outcome) {
-        let clock = &self.delivery.clock;
-        let until = clock.elapsed() + WRITE_BACK;
-        loop {
-            let written = self
-                .delivery
-                .store
-                .write_back(&message.message_id, &self.claim_id, outcome)
-                .await;
-            match written {
-                Ok(_) => return,
-                Err(error) if clock.elapsed() < until => {
-                    debug!("the outcome is not written yet: {error}");
-                    tokio::time::sleep(WRITE_BACK_PAUSE).await;
-                }
-                Err(error) => {
-                    warn!(
-                        message.id = message.message_id,
-                        "the outcome could not be written: {error}"
-                    );
-                    return;
-                }
-            }
         }
     }
 }

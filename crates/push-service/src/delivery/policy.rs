@@ -7,10 +7,8 @@ use service_kit::{catalog::OnAmbiguous, status};
 use tonic::Code;
 use wechat::{Class, MsgId};
 
-use crate::message::{
-    Content, Message,
-    store::{LEASE, Next, Outcome},
-};
+use super::queue::{LEASE, Next, Outcome};
+use crate::message::{Content, FailedAttempt, Message};
 
 /// After this many attempts a message is given up.
 pub(super) const MAX_ATTEMPTS: u32 = 10;
@@ -95,6 +93,7 @@ pub(super) fn after(
         errmsg: String::new(),
         possible_duplicate: message.possible_duplicate,
         ambiguous_time: message.ambiguous_time,
+        failed_attempts: message.failed_attempts.clone(),
     };
     let jitter = circumstances.jitter;
     let error = match attempt {
@@ -120,7 +119,15 @@ pub(super) fn after(
             Next::Failed
         }
     };
-    if error.is_none_or(wechat::Error::is_ambiguous) {
+    let outcome_unknown = error.is_none_or(wechat::Error::is_ambiguous);
+    let failed = FailedAttempt {
+        time: at(circumstances.now),
+        errcode: outcome.errcode,
+        errmsg: outcome.errmsg.clone(),
+        outcome_unknown,
+    };
+    outcome.failed_attempts = Some(failed.after(message));
+    if outcome_unknown {
         let sent = match (attempt, message.next_attempt_time) {
             // Its lease began right before it went on the wire; it may have ended long ago.
             (Attempt::Lost, Some(lease_end)) => lease_end - LEASE,
@@ -129,7 +136,11 @@ pub(super) fn after(
         let since = *outcome.ambiguous_time.get_or_insert(sent);
         let guarded = guarded(content, since, circumstances.now);
         if guarded || circumstances.on_ambiguous == OnAmbiguous::AtLeastOnce {
-            outcome.next = retry(backoff(attempts, jitter));
+            outcome.next = retry(match attempt {
+                // Its worker died, and WeChat has done nothing to be spared for.
+                Attempt::Lost => Duration::ZERO,
+                Attempt::Made(_) => backoff(attempts, jitter),
+            });
         }
         match outcome.next {
             Next::Queued { .. } => outcome.possible_duplicate |= !guarded,
@@ -141,9 +152,7 @@ pub(super) fn after(
     outcome.next = match class {
         Class::Token | Class::Backoff => retry(backoff(attempts, jitter)),
         Class::Minute => retry(MINUTE + backoff(attempts, jitter)),
-        Class::Day => {
-            retry(status::until_beijing_midnight(circumstances.now) + DAY_SPREAD.mul_f64(jitter))
-        }
+        Class::Day => retry(next_day(circumstances)),
         Class::Ok
         | Class::Caller
         | Class::Recipient
@@ -168,6 +177,7 @@ pub(super) fn expired(message: &Message) -> Outcome {
         },
         possible_duplicate: message.possible_duplicate,
         ambiguous_time: message.ambiguous_time,
+        failed_attempts: message.failed_attempts.clone(),
     }
 }
 
@@ -191,6 +201,7 @@ pub(super) fn unknown(message: &Message) -> Outcome {
         errmsg: format!("{OUTCOME_UNKNOWN}: {}", message.errmsg),
         possible_duplicate: message.possible_duplicate,
         ambiguous_time: message.ambiguous_time,
+        failed_attempts: message.failed_attempts.clone(),
     }
 }
 
@@ -203,7 +214,23 @@ pub(super) fn release(message: &Message, why: String, delay: Duration) -> Outcom
         errmsg: why,
         possible_duplicate: message.possible_duplicate,
         ambiguous_time: message.ambiguous_time,
+        failed_attempts: message.failed_attempts.clone(),
     }
+}
+
+/// How long an interface of WeChat's takes no more messages of an app after this refusal; none where it concerns the
+/// message alone.
+pub(super) fn closed(error: &wechat::Error, circumstances: Circumstances) -> Option<Duration> {
+    match error.class() {
+        Class::Minute => Some(MINUTE),
+        Class::Day => Some(next_day(circumstances)),
+        _ => None,
+    }
+}
+
+/// Until a daily quota resets; waiting messages are spread from then on.
+fn next_day(circumstances: Circumstances) -> Duration {
+    status::until_beijing_midnight(circumstances.now) + DAY_SPREAD.mul_f64(circumstances.jitter)
 }
 
 /// How long a message waits whose app has no token: as long as token-service asks for, at least.
@@ -264,6 +291,7 @@ pub(super) fn broken(message: &Message, why: String) -> Outcome {
         errmsg: why,
         possible_duplicate: message.possible_duplicate,
         ambiguous_time: message.ambiguous_time,
+        failed_attempts: message.failed_attempts.clone(),
     }
 }
 

@@ -282,7 +282,10 @@ fn to_pb(message: Message, now: DateTime<Utc>) -> pb::Message {
 
 fn state(message: &Message, now: DateTime<Utc>) -> pb::MessageState {
     let ahead = message.attempts == 0 && message.schedule_time.is_some_and(|time| time > now);
+    // Nobody sends it any more, though nobody may have looked at it yet: its app waits for a quota, say.
+    let over = message.claim_id.is_none() && message.expire_time.is_some_and(|time| time <= now);
     match message.state {
+        State::Queued if over => pb::MessageState::Expired,
         State::Queued if ahead => pb::MessageState::Scheduled,
         State::Queued => pb::MessageState::Queued,
         State::Sending => pb::MessageState::Sending,

@@ -1,0 +1,75 @@
+//! What takes no messages for a while, so that nobody runs into the same refusal a thousand times.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use crate::message::Lane;
+
+/// Apps, and interfaces of apps, that wait: for a token, or for a quota of WeChat's. Each replica finds out by itself, at
+/// the cost of one message.
+#[derive(Debug, Default)]
+pub(crate) struct Pauses(Mutex<HashMap<Waits, Duration>>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Waits {
+    app_id: String,
+    /// None is all of the app's.
+    kind: Option<&'static str>,
+}
+
+impl Pauses {
+    /// Nothing of this app, or of this kind of it, is sent before `until` of elapsed time.
+    pub(super) fn pause(&self, app_id: &str, kind: Option<&'static str>, until: Duration) {
+        let waits = Waits {
+            app_id: app_id.to_owned(),
+            kind,
+        };
+        self.lock().insert(waits, until);
+    }
+
+    /// How long a lane waits still; none where it does not.
+    pub(super) fn left(&self, lane: &Lane, now: Duration) -> Option<Duration> {
+        let mut pauses = self.lock();
+        pauses.retain(|_, until| *until > now);
+        let until = pauses
+            .iter()
+            .filter(|(waits, _)| {
+                waits.app_id == lane.app_id && waits.kind.is_none_or(|kind| kind == lane.kind)
+            })
+            .map(|(_, until)| *until)
+            .max()?;
+        Some(until - now)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Waits, Duration>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wechat::AppId;
+
+    use super::*;
+
+    #[test]
+    fn a_pause_holds_its_interface_and_ends() {
+        let pauses = Pauses::default();
+        let at = Duration::from_secs;
+        let app_id = AppId::try_from("wx0000000000000001").unwrap();
+        let lane = |kind| Lane::of_caller(&app_id, kind, "crm");
+        pauses.pause(app_id.as_str(), Some("template"), at(10));
+        assert_eq!(pauses.left(&lane("template"), at(4)), Some(at(6)));
+        assert_eq!(pauses.left(&lane("customer"), at(4)), None);
+        assert_eq!(pauses.left(&lane("template"), at(10)), None);
+
+        pauses.pause(app_id.as_str(), None, at(20));
+        assert_eq!(pauses.left(&lane("customer"), at(11)), Some(at(9)));
+        let other = AppId::try_from("wx0000000000000002").unwrap();
+        let other = Lane::of_caller(&other, "customer", "crm");
+        assert_eq!(pauses.left(&other, at(11)), None);
+    }
+}

@@ -1,0 +1,229 @@
+//! Whose turn it is: nobody waits behind a backlog of somebody else, and broadcasts wait for everybody.
+
+use super::{CONCURRENCY, ROOM, TOGETHER};
+use crate::message::{Lane, Priority};
+
+/// A lane with no more due messages than this has no backlog: they go first.
+const FEW: usize = 16;
+/// The most lanes that one claim looks into.
+const LANES: usize = 16;
+
+/// Lanes to look into.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    pub(super) lanes: Vec<(String, Option<Lane>)>,
+    /// There are more.
+    pub(super) left_out: bool,
+}
+
+/// What is due in a lane.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    class: Class,
+    message_ids: Vec<String>,
+    /// There may be more than was looked at.
+    more: bool,
+}
+
+/// Messages to claim.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Picked {
+    pub(super) message_ids: Vec<String>,
+    /// With so many free places it is worth while to come back; none when nothing was left out.
+    pub(super) come_back: Option<usize>,
+}
+
+/// Who goes before whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    /// Few of a caller.
+    Few,
+    /// A caller's backlog.
+    Backlog,
+    /// Parts of a broadcast.
+    Broadcast,
+}
+
+impl Class {
+    const ALL: [Self; 3] = [Self::Few, Self::Backlog, Self::Broadcast];
+
+    /// How many places it leaves to those before it.
+    fn reserve(self) -> usize {
+        match self {
+            Self::Few => 0,
+            Self::Backlog => CONCURRENCY / 8,
+            Self::Broadcast => CONCURRENCY / 4,
+        }
+    }
+}
+
+impl Waiting {
+    /// The ids of a lane's due messages, found with this limit.
+    pub(super) fn new(lane: Option<&Lane>, message_ids: Vec<String>, limit: usize) -> Self {
+        let broadcast = lane.is_some_and(|lane| lane.priority == Priority::Broadcast);
+        let class = match message_ids.len() {
+            _ if broadcast => Class::Broadcast,
+            ..=FEW => Class::Few,
+            _ => Class::Backlog,
+        };
+        Self {
+            class,
+            more: message_ids.len() >= limit,
+            message_ids,
+        }
+    }
+}
+
+/// The lanes that a claim looks into: callers' first, and each claim begins with others.
+pub(super) fn choose(mut due: Vec<(String, Option<Lane>)>, turn: usize) -> Chosen {
+    let left_out = due.len() > LANES;
+    if left_out {
+        let broadcast = |lane: &Option<Lane>| {
+            lane.as_ref()
+                .is_some_and(|lane| lane.priority == Priority::Broadcast)
+        };
+        due.sort_by_key(|(_, lane)| broadcast(lane));
+        let callers = due.partition_point(|(_, lane)| !broadcast(lane));
+        let (first, second) = due.split_at_mut(callers);
+        for part in [first, second] {
+            let by = (turn * LANES).checked_rem(part.len()).unwrap_or_default();
+            part.rotate_left(by);
+        }
+        due.truncate(LANES);
+    }
+    Chosen {
+        lanes: due,
+        left_out,
+    }
+}
+
+/// How many due messages of a lane a claim has to see.
+pub(super) fn limit(free: usize) -> usize {
+    free.clamp(FEW + 1, TOGETHER)
+}
+
+/// Picks messages for the free places: from each lane in turn, those of few first.
+pub(super) fn pick(mut waiting: Vec<Waiting>, free: usize) -> Picked {
+    let mut picked = Vec::new();
+    for lane in &mut waiting {
+        lane.message_ids.reverse();
+    }
+    for class in Class::ALL {
+        let room = free.saturating_sub(class.reserve()).min(TOGETHER);
+        loop {
+            let before = picked.len();
+            for lane in waiting.iter_mut().filter(|lane| lane.class == class) {
+                if picked.len() < room {
+                    picked.extend(lane.message_ids.pop());
+                }
+            }
+            if picked.len() == before {
+                break;
+            }
+        }
+    }
+    let left_out = waiting
+        .iter()
+        .filter(|lane| lane.more || !lane.message_ids.is_empty());
+    let come_back = left_out.map(|lane| lane.class.reserve() + ROOM).min();
+    Picked {
+        message_ids: picked,
+        come_back,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wechat::AppId;
+
+    use super::*;
+
+    fn lane(whose: &str, priority: Priority) -> Lane {
+        let app_id = AppId::try_from("wx0000000000000001").unwrap();
+        match priority {
+            Priority::Transactional => Lane::of_caller(&app_id, "template", whose),
+            Priority::Broadcast => Lane::of_broadcast(&app_id, "template", whose),
+        }
+    }
+
+    fn waiting(whose: &str, priority: Priority, count: usize, free: usize) -> Waiting {
+        let ids = (0..count.min(limit(free))).map(|number| format!("{whose}{number}"));
+        Waiting::new(Some(&lane(whose, priority)), ids.collect(), limit(free))
+    }
+
+    #[test]
+    fn a_caller_with_few_messages_goes_before_a_backlog() {
+        let picked = pick(
+            vec![
+                waiting("a", Priority::Transactional, 1_000_000, 100),
+                waiting("b", Priority::Transactional, 2, 100),
+                waiting("z", Priority::Broadcast, 1_000_000, 100),
+            ],
+            100,
+        );
+        assert_eq!(picked.message_ids[..3], ["b0", "b1", "a0"]);
+        assert_eq!(picked.message_ids.len(), 100 - Class::Backlog.reserve());
+        assert_eq!(picked.come_back, Some(Class::Backlog.reserve() + ROOM));
+    }
+
+    #[test]
+    fn backlogs_share_evenly_and_a_broadcast_takes_what_is_left() {
+        let picked = pick(
+            vec![
+                waiting("z", Priority::Broadcast, 1_000, CONCURRENCY),
+                waiting("a", Priority::Transactional, 1_000, CONCURRENCY),
+                waiting("b", Priority::Transactional, 40, CONCURRENCY),
+            ],
+            CONCURRENCY,
+        );
+        let of = |whose| {
+            let ids = picked.message_ids.iter();
+            ids.filter(|id| id.starts_with(whose)).count()
+        };
+        assert_eq!((of("a"), of("b"), of("z")), (TOGETHER - 40, 40, 0));
+    }
+
+    #[test]
+    fn the_last_places_are_kept_for_those_with_few_messages() {
+        let full = Class::Backlog.reserve();
+        let backlog = || waiting("a", Priority::Transactional, 1_000, full);
+        let picked = pick(vec![backlog()], full);
+        assert_eq!(picked.message_ids, Vec::<String>::new());
+        let few = waiting("b", Priority::Transactional, 1, full);
+        let picked = pick(vec![backlog(), few], full);
+        assert_eq!(picked.message_ids, ["b0"]);
+    }
+
+    #[test]
+    fn when_all_is_taken_nobody_has_to_come_back() {
+        let picked = pick(vec![waiting("a", Priority::Broadcast, 3, 400)], 400);
+        assert_eq!(picked.message_ids, ["a0", "a1", "a2"]);
+        assert_eq!(picked.come_back, None);
+    }
+
+    #[test]
+    fn many_lanes_are_looked_into_in_turn_and_callers_first() {
+        let due: Vec<_> = (0..100)
+            .map(|number| {
+                let priority = if number % 2 == 0 {
+                    Priority::Broadcast
+                } else {
+                    Priority::Transactional
+                };
+                let lane = lane(&number.to_string(), priority);
+                (lane.to_string(), Some(lane))
+            })
+            .collect();
+        let mut seen = std::collections::HashSet::new();
+        for turn in 0..50 {
+            let chosen = choose(due.clone(), turn);
+            assert!(chosen.left_out);
+            assert_eq!(chosen.lanes.len(), LANES);
+            seen.extend(chosen.lanes.into_iter().map(|(text, _)| text));
+        }
+        let callers = due.iter().filter(|(text, _)| text.starts_with('0'));
+        for (text, _) in callers {
+            assert!(seen.contains(text), "{text}");
+        }
+    }
+}
