@@ -340,6 +340,7 @@ fn report_panic(ended: Result<(), tokio::task::JoinError>) {
 
 #[cfg(test)]
 mod tests {
+    use proto::auth::v1::auth_service_client::AuthServiceClient;
     use service_kit::{cli::Service as _, client::Peer, settings::DatabaseUrl, storage};
     use test_support::eventually;
     use tokio_util::task::TaskTracker;
@@ -349,9 +350,10 @@ mod tests {
     use super::*;
     use crate::{
         PushService,
+        account::Accounts,
         database::Database,
         form,
-        message::{Customer, Messages, NewMessage, Sender, store::Store},
+        message::{Customer, Messages, NewMessage, Recipient, Sender, store::Store},
         migration::Migrator,
     };
 
@@ -382,20 +384,23 @@ mod tests {
             database: database.clone(),
         };
         let doorbell = Doorbell::new(None).unwrap();
-        let messages = Messages {
-            store: store.clone(),
-            forms: form::Store { database },
-            doorbell: doorbell.clone(),
-            catalog: catalog.clone(),
-            clock: clock.clone(),
-            tasks: TaskTracker::new(),
-        };
         // Nobody is there: a message that was taken up goes back with the reason.
         let nobody = "http://127.0.0.1:9";
         let peer = Peer::new(
             vec![Endpoint::from_static(nobody)],
             "unused".to_owned().into(),
         );
+        let messages = Messages {
+            store: store.clone(),
+            forms: form::Store { database },
+            accounts: Accounts {
+                auth: AuthServiceClient::new(peer.channel()),
+            },
+            doorbell: doorbell.clone(),
+            catalog: catalog.clone(),
+            clock: clock.clone(),
+            tasks: TaskTracker::new(),
+        };
         let delivery = Delivery {
             queue,
             pauses: Arc::default(),
@@ -417,7 +422,7 @@ mod tests {
         // The first may have met the poll at the start, the second can not.
         for _ in 0..2 {
             let new = NewMessage {
-                open_id: OpenId::try_from("oReader").unwrap(),
+                recipient: Recipient::OpenId(OpenId::try_from("oReader").unwrap()),
                 request_id: None,
                 content: Content::Customer(Customer {
                     kf_account: None,

@@ -12,6 +12,7 @@ use crate::message::{State, Violation};
 /// The reasons of ErrorInfo that push-service alone gives. They are part of the API: never renamed.
 mod reason {
     pub(super) const MESSAGE_NOT_FOUND: &str = "MESSAGE_NOT_FOUND";
+    pub(super) const ACCOUNT_NOT_BOUND: &str = "ACCOUNT_NOT_BOUND";
     pub(super) const FORM_ID_MISSING: &str = "FORM_ID_MISSING";
     pub(super) const MESSAGE_NOT_CANCELLABLE: &str = "MESSAGE_NOT_CANCELLABLE";
     pub(super) const MESSAGE_NOT_RETRYABLE: &str = "MESSAGE_NOT_RETRYABLE";
@@ -32,6 +33,8 @@ pub(crate) enum Error {
     NotCancellable(State),
     #[error("the message did not fail")]
     NotRetryable(State),
+    #[error("no WeChat user is bound to the account")]
+    AccountNotBound,
     #[error("no form_id is stored for the user")]
     NoForm,
     #[error("others were faster each time")]
@@ -88,6 +91,12 @@ impl From<Error> for Status {
                 Code::FailedPrecondition,
                 reason::MESSAGE_NOT_RETRYABLE,
                 format!("the message is {}: only one that FAILED can be retried", state.name()),
+            )
+            .build(),
+            Error::AccountNotBound => status::error(
+                Code::FailedPrecondition,
+                reason::ACCOUNT_NOT_BOUND,
+                "no WeChat user is bound to this account in this app: see CreateBindLink of auth-service",
             )
             .build(),
             Error::NoForm => status::error(

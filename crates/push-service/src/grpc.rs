@@ -13,7 +13,7 @@ use proto::push::v1::{self as wire, push_service_server::PushService};
 use service_kit::{Caller, CatalogHandle, Scope, caller::Rules};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{message::Messages, typing::Typing};
+use crate::{account::Accounts, message::Messages, typing::Typing};
 
 /// Health is told for these.
 pub(crate) const NAMES: &[&str] = &["wxhub.push.v1.PushService"];
@@ -23,6 +23,7 @@ pub(crate) const NAMES: &[&str] = &["wxhub.push.v1.PushService"];
 pub(crate) struct Service {
     pub(crate) messages: Messages,
     pub(crate) typing: Typing,
+    pub(crate) accounts: Accounts,
     pub(crate) catalog: CatalogHandle,
 }
 

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![allow(dead_code, reason = "being built")]
 
+mod account;
 mod callback;
 mod config;
 mod database;
@@ -39,6 +40,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wechat::{Client, ClientOptions};
 
 use self::{
+    account::Accounts,
     callback::{Callbacks, seen::Seen},
     database::Database,
     delivery::{Delivery, POLL, Queue, UPSTREAM_DEADLINE},
@@ -114,10 +116,13 @@ impl App {
         let forms = form::Store {
             database: database.clone(),
         };
+        let auth = AuthServiceClient::new(config.auth_service.channel());
+        let accounts = Accounts { auth: auth.clone() };
         let tasks = TaskTracker::new();
         let messages = Messages {
             store,
             forms: forms.clone(),
+            accounts: accounts.clone(),
             doorbell: doorbell.clone(),
             catalog: catalog.clone(),
             clock: clock.clone(),
@@ -171,11 +176,12 @@ impl App {
             catalog: catalog.clone(),
             callbacks: Callbacks { seen, clock },
             forms,
-            auth: AuthServiceClient::new(config.auth_service.channel()),
+            auth,
         };
         let rpc = grpc::Service {
             messages,
             typing,
+            accounts,
             catalog: catalog.clone(),
         };
         let server = Server {

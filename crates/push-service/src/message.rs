@@ -24,7 +24,7 @@ pub(crate) use self::{
     failed_attempt::FailedAttempt,
     lane::{Lane, Priority},
 };
-use crate::{doorbell::Doorbell, error::Error, form};
+use crate::{account::Accounts, doorbell::Doorbell, error::Error, form};
 
 /// W3C trace context.
 const TRACE_PARENT: &str = "traceparent";
@@ -36,10 +36,18 @@ pub(crate) struct Sender {
     pub(crate) caller: String,
 }
 
+/// Whom a message is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Recipient {
+    OpenId(OpenId),
+    /// Whoever is bound to the account of this name when the message is accepted.
+    Account(String),
+}
+
 /// A message to be accepted, its fields checked.
 #[derive(Debug, Clone)]
 pub(crate) struct NewMessage {
-    pub(crate) open_id: OpenId,
+    pub(crate) recipient: Recipient,
     pub(crate) request_id: Option<String>,
     pub(crate) content: Content,
     /// Not before; none for at once.
@@ -53,6 +61,7 @@ pub(crate) struct NewMessage {
 pub(crate) struct Messages {
     pub(crate) store: store::Store,
     pub(crate) forms: form::Store,
+    pub(crate) accounts: Accounts,
     pub(crate) doorbell: Doorbell,
     pub(crate) catalog: CatalogHandle,
     pub(crate) clock: Clock,

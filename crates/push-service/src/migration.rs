@@ -6,6 +6,7 @@ mod m20261121_000001_message;
 mod m20261121_000002_form;
 mod m20261121_000003_message_time;
 mod m20261121_000004_lane;
+mod m20261121_000007_account;
 
 use sea_orm_migration::{
     prelude::*,
@@ -24,6 +25,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000002_form::Migration),
             Box::new(m20261121_000003_message_time::Migration),
             Box::new(m20261121_000004_lane::Migration),
+            Box::new(m20261121_000007_account::Migration),
         ]
     }
 

@@ -325,6 +325,7 @@ mod tests {
             message_id: String::new(),
             app_id: String::new(),
             open_id: String::new(),
+            account: None,
             caller: String::new(),
             request_id: None,
             content: String::new(),

@@ -392,6 +392,7 @@ mod tests {
             message_id: Uuid::now_v7().to_string(),
             app_id: "wx0000000000000002".to_owned(),
             open_id: String::new(),
+            account: None,
             caller: String::new(),
             request_id: None,
             content: String::new(),

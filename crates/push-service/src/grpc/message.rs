@@ -20,9 +20,10 @@ use super::{
     content::{content_from_pb, non_empty},
 };
 use crate::{
+    account::MAX_ACCOUNT,
     database::{is_key, moment},
     error::Error,
-    message::{FailedAttempt, Message, NewMessage, Sender, State, Violation},
+    message::{FailedAttempt, Message, NewMessage, Recipient, Sender, State, Violation},
 };
 
 /// The longest request_id, in bytes.
@@ -179,11 +180,13 @@ fn new_message(
 ) -> Result<NewMessage, Error> {
     let mut violations: Vec<Violation> = Vec::new();
     let (schedule_time, expire_time) = times(&request, now, &mut violations);
-    let open_id = OpenId::try_from(request.open_id).ok();
-    if open_id.is_none() {
-        let problem = "must be the user's openid, as WeChat gave it";
-        violations.push(("open_id".to_owned(), problem.to_owned()));
-    }
+    let recipient = match recipient(request.open_id, request.account) {
+        Ok(recipient) => Some(recipient),
+        Err(violation) => {
+            violations.push(violation);
+            None
+        }
+    };
     if request.request_id.len() > MAX_REQUEST_ID || !is_key(&request.request_id) {
         violations.push((
             "request_id".to_owned(),
@@ -207,15 +210,36 @@ fn new_message(
             }
         },
     };
-    match (open_id, content) {
-        (Some(open_id), Some(content)) if violations.is_empty() => Ok(NewMessage {
-            open_id,
+    match (recipient, content) {
+        (Some(recipient), Some(content)) if violations.is_empty() => Ok(NewMessage {
+            recipient,
             request_id: non_empty(request.request_id),
             content,
             schedule_time,
             expire_time,
         }),
         _ => Err(Error::Invalid(violations)),
+    }
+}
+
+/// Whom a request means: by openid or by account, and never by both.
+pub(super) fn recipient(open_id: String, account: String) -> Result<Recipient, Violation> {
+    let wrong = |field: &str, problem: String| Err((field.to_owned(), problem));
+    match (open_id.is_empty(), account.is_empty()) {
+        (false, false) => wrong("account", "must be empty where open_id is given".to_owned()),
+        (true, true) => wrong("open_id", "must be given, or else account".to_owned()),
+        (false, true) => match OpenId::try_from(open_id) {
+            Ok(open_id) => Ok(Recipient::OpenId(open_id)),
+            Err(_) => wrong(
+                "open_id",
+                "must be the user's openid, as WeChat gave it".to_owned(),
+            ),
+        },
+        (true, false) if account.chars().count() > MAX_ACCOUNT => wrong(
+            "account",
+            format!("must be at most {MAX_ACCOUNT} characters"),
+        ),
+        (true, false) => Ok(Recipient::Account(account)),
     }
 }
 
@@ -277,6 +301,7 @@ fn to_pb(message: Message, now: DateTime<Utc>) -> pb::Message {
         delivered_time: message.delivered_time.map(timestamp),
         broadcast_id: message.broadcast_id.unwrap_or_default(),
         caller: message.caller,
+        account: message.account.unwrap_or_default(),
     }
 }
 

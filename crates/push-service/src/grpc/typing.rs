@@ -5,10 +5,10 @@ use std::sync::Arc;
 use proto::push::v1::{SendTypingRequest, SendTypingResponse};
 use service_kit::Caller;
 use tonic::Status;
-use wechat::{OpenId, TypingCommand};
+use wechat::TypingCommand;
 
-use super::Service;
-use crate::error::Error;
+use super::{Service, message::recipient};
+use crate::{error::Error, message::Recipient};
 
 impl Service {
     pub(super) async fn send_typing(
@@ -17,10 +17,11 @@ impl Service {
         request: SendTypingRequest,
     ) -> Result<SendTypingResponse, Status> {
         let app = caller.app(&self.catalog.current(), &request.app_id)?;
-        let open_id = OpenId::try_from(request.open_id).map_err(|_| {
-            let problem = "must be the user's openid, as WeChat gave it";
-            Error::Invalid(vec![("open_id".to_owned(), problem.to_owned())])
-        })?;
+        let recipient = recipient(request.open_id, request.account);
+        let open_id = match recipient.map_err(|violation| Error::Invalid(vec![violation]))? {
+            Recipient::OpenId(open_id) => open_id,
+            Recipient::Account(account) => self.accounts.open_id(&app.app_id, &account).await?,
+        };
         let command = if request.cancel {
             TypingCommand::CancelTyping
         } else {

@@ -9,11 +9,13 @@ use http::HeaderMap;
 use service_kit::trace;
 use tracing::Instrument as _;
 use uuid::Uuid;
+use wechat::OpenId;
 
 use super::{
-    Content, Lane, Message, Messages, NewMessage, Sender, State, TRACE_PARENT, store::Inserted,
+    Content, Lane, Message, Messages, NewMessage, Recipient, Sender, State, TRACE_PARENT,
+    store::Inserted,
 };
-use crate::{database, error::Error, metrics};
+use crate::{account::Bound, database, error::Error, metrics};
 
 /// How often storing is tried again when somebody else took the form_id or the request_id at the same time.
 const TRIES: usize = 16;
@@ -33,15 +35,17 @@ impl Messages {
     }
 
     /// The same for several messages of one sender, in one transaction. One that cannot be stored, for its request_id
-    /// belongs to another or its user has no form_id left, fails alone.
+    /// belongs to another, its account is not bound or its user has no form_id left, fails alone.
     pub(crate) async fn accept_all(
         &self,
         sender: Sender,
         new: Vec<NewMessage>,
     ) -> Result<Accepted, Error> {
+        let bound = self.bound(&sender, &new).await?;
         let this = self.clone();
         let accepting = async move {
-            let stored = tokio::time::timeout(STORE_TIMEOUT, this.store_once(&sender, &new)).await;
+            let storing = this.store_once(&sender, &new, &bound);
+            let stored = tokio::time::timeout(STORE_TIMEOUT, storing).await;
             let (accepted, fresh) = stored.map_err(|_| Error::DatabaseTimeout)??;
             for kind in &fresh {
                 metrics::accepted(kind);
@@ -61,14 +65,45 @@ impl Messages {
             .map_err(|_| Error::Panicked)?
     }
 
+    /// Whom the accounts are bound to that new messages are for. Of a repeated message nobody is asked: it is the first
+    /// one, whomever its account was bound to since.
+    async fn bound(&self, sender: &Sender, new: &[NewMessage]) -> Result<Bound, Error> {
+        let by_account = new.iter().filter_map(|new| match &new.recipient {
+            Recipient::Account(account) => Some((account.as_str(), new.request_id.as_deref())),
+            Recipient::OpenId(_) => None,
+        });
+        let mut by_account: Vec<_> = by_account.collect();
+        let request_ids = by_account.iter().filter_map(|(_, request_id)| *request_id);
+        let request_ids: Vec<_> = request_ids.collect();
+        if !request_ids.is_empty() {
+            let known = self.store.by_requests(sender, request_ids);
+            let known = tokio::time::timeout(STORE_TIMEOUT, known).await;
+            let known = known.map_err(|_| Error::DatabaseTimeout)??;
+            let known: HashSet<_> = known.iter().map(|first| &first.request_id).collect();
+            by_account.retain(|(_, request_id)| {
+                request_id.is_none_or(|id| !known.contains(&Some(id.to_owned())))
+            });
+        }
+        if by_account.is_empty() {
+            return Ok(Bound::new());
+        }
+        let accounts = by_account
+            .into_iter()
+            .map(|(account, _)| account.to_owned());
+        self.accounts
+            .open_ids(&sender.app_id, accounts.collect())
+            .await
+    }
+
     /// What became of each, and the kinds of those that are new.
     async fn store_once(
         &self,
         sender: &Sender,
         new: &[NewMessage],
+        bound: &Bound,
     ) -> Result<(Accepted, Vec<&'static str>), Error> {
         for _ in 0..TRIES {
-            let plan = self.plan(sender, new).await?;
+            let plan = self.plan(sender, new, bound).await?;
             let inserted = match plan.rows.as_slice() {
                 [] => Inserted::Stored,
                 rows => self.store.insert(rows).await?,
@@ -83,7 +118,12 @@ impl Messages {
     }
 
     /// What is to be stored, as things stand.
-    async fn plan(&self, sender: &Sender, new: &[NewMessage]) -> Result<Plan, Error> {
+    async fn plan(
+        &self,
+        sender: &Sender,
+        new: &[NewMessage],
+        bound: &Bound,
+    ) -> Result<Plan, Error> {
         let request_ids = new.iter().filter_map(|new| new.request_id.as_deref());
         let mut known: HashMap<String, Message> = self
             .store
@@ -105,7 +145,16 @@ impl Messages {
                 });
                 continue;
             }
-            let form = match self.form(sender, new, &forms).await {
+            let open_id = match open_id(&new.recipient, bound) {
+                Ok(open_id) => open_id,
+                // It was stored when the accounts were asked about, and was pruned since.
+                Err(Error::Contended) => return Err(Error::Contended),
+                Err(error) => {
+                    plan.accepted.push(Err(error));
+                    continue;
+                }
+            };
+            let form = match self.form(sender, new, open_id, &forms).await {
                 Ok(form) => form,
                 Err(Error::NoForm) => {
                     plan.accepted.push(Err(Error::NoForm));
@@ -114,7 +163,7 @@ impl Messages {
                 Err(error) => return Err(error),
             };
             forms.extend(form.clone());
-            let message = self.row(sender, new, form, trace_parent.clone());
+            let message = self.row(sender, new, open_id, form, trace_parent.clone());
             if let Some(request_id) = &new.request_id
                 && let Entry::Vacant(entry) = known.entry(request_id.clone())
             {
@@ -132,14 +181,12 @@ impl Messages {
         &self,
         sender: &Sender,
         new: &NewMessage,
+        open_id: &OpenId,
         taken: &HashSet<String>,
     ) -> Result<Option<String>, Error> {
         match &new.content {
             Content::FormTemplate(content) if content.form_id.is_none() => {
-                let form = self
-                    .forms
-                    .soonest(&sender.app_id, &new.open_id, taken)
-                    .await?;
+                let form = self.forms.soonest(&sender.app_id, open_id, taken).await?;
                 form.map(Some).ok_or(Error::NoForm)
             }
             _ => Ok(None),
@@ -150,6 +197,7 @@ impl Messages {
         &self,
         sender: &Sender,
         new: &NewMessage,
+        open_id: &OpenId,
         form_id: Option<String>,
         trace_parent: Option<String>,
     ) -> Message {
@@ -157,7 +205,11 @@ impl Messages {
         Message {
             message_id: Uuid::now_v7().to_string(),
             app_id: sender.app_id.to_string(),
-            open_id: new.open_id.to_string(),
+            open_id: open_id.to_string(),
+            account: match &new.recipient {
+                Recipient::Account(account) => Some(account.clone()),
+                Recipient::OpenId(_) => None,
+            },
             caller: sender.caller.clone(),
             request_id: new.request_id.clone(),
             content: new.content.to_json(),
@@ -192,9 +244,26 @@ struct Plan {
     accepted: Accepted,
 }
 
-/// Whether the message that a request_id stored says the same.
+/// Whom a new message is for.
+fn open_id<'a>(recipient: &'a Recipient, bound: &'a Bound) -> Result<&'a OpenId, Error> {
+    match recipient {
+        Recipient::OpenId(open_id) => Ok(open_id),
+        Recipient::Account(account) => match bound.get(account) {
+            Some(Ok(open_id)) => Ok(open_id),
+            Some(Err(unbound)) => Err((*unbound).into()),
+            None => Err(Error::Contended),
+        },
+    }
+}
+
+/// Whether the message that a request_id stored says the same, to whom is given in the same way.
 fn same(first: &Message, new: &NewMessage) -> bool {
-    first.open_id == new.open_id.as_str()
+    let same_recipient = match (&new.recipient, &first.account) {
+        (Recipient::OpenId(open_id), None) => first.open_id == open_id.as_str(),
+        (Recipient::Account(account), Some(first)) => account == first,
+        (Recipient::OpenId(_), Some(_)) | (Recipient::Account(_), None) => false,
+    };
+    same_recipient
         && (first.schedule_time, first.expire_time) == (new.schedule_time, new.expire_time)
         && Content::from_json(&first.content).is_ok_and(|content| content == new.content)
 }

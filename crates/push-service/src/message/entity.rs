@@ -9,6 +9,8 @@ pub struct Model {
     pub message_id: String,
     pub app_id: String,
     pub open_id: String,
+    /// The account by whose name the caller meant the user.
+    pub account: Option<String>,
     pub caller: String,
     /// Unique per caller and app; none gives every call a message of its own.
     pub request_id: Option<String>,

@@ -10,6 +10,7 @@
 )]
 
 mod accept;
+mod account;
 mod batch;
 mod callback;
 mod delivery;

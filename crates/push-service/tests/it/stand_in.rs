@@ -1,5 +1,10 @@
 //! What stands in for auth-service: services meet over gRPC only, in tests too.
 
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
 use proto::auth::v1::{self as auth, auth_service_server::AuthService};
 use service_kit::status;
 use tonic::{Code, Request, Response, Status};
@@ -10,19 +15,56 @@ fn absent<T>() -> Answer<T> {
     Err(Status::unimplemented("not in this stand-in"))
 }
 
-/// Knows the sessions `session:<app_id>:<open_id>`.
-pub(crate) struct Sessions;
+/// Knows the sessions `session:<app_id>:<open_id>`, and the accounts that are bound. Clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct Auth(Arc<Mutex<Known>>);
 
-/// A session that [`Sessions`] takes.
+#[derive(Default)]
+struct Known {
+    /// App and account to open_id.
+    bindings: HashMap<(String, String), String>,
+    /// The accounts that were asked about, in order.
+    asked: Vec<String>,
+    away: bool,
+}
+
+impl Auth {
+    /// Binds a user to an account, in place of whoever was.
+    pub(crate) fn bind(&self, app_id: &str, account: &str, open_id: &str) {
+        let key = (app_id.to_owned(), account.to_owned());
+        self.known().bindings.insert(key, open_id.to_owned());
+    }
+
+    pub(crate) fn unbind(&self, app_id: &str, account: &str) {
+        let key = (app_id.to_owned(), account.to_owned());
+        self.known().bindings.remove(&key);
+    }
+
+    /// The accounts that were asked about since the last look.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.known().asked)
+    }
+
+    /// Makes every GetBinding UNAVAILABLE, or none.
+    pub(crate) fn set_away(&self, away: bool) {
+        self.known().away = away;
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap()
+    }
+}
+
+/// A session that [`Auth`] takes.
 pub(crate) fn session(app_id: &str, open_id: &str) -> String {
     format!("session:{app_id}:{open_id}")
 }
 
-/// AuthService of `Sessions`: the methods written out, and those that nobody here calls.
+/// AuthService of `Auth`: the methods written out, and those that nobody here calls.
 macro_rules! auth_service {
     ({ $($served:tt)* } $($absent:ident($request:ident) -> $response:ident,)*) => {
         #[tonic::async_trait]
-        impl AuthService for Sessions {
+        impl AuthService for Auth {
             $($served)*
 
             $(
@@ -61,6 +103,34 @@ auth_service! {
                 expire_time: None,
             }))
         }
+
+        async fn get_binding(
+            &self,
+            request: Request<auth::GetBindingRequest>,
+        ) -> Answer<auth::GetBindingResponse> {
+            let auth::GetBindingRequest { app_id, account } = request.into_inner();
+            let mut known = self.known();
+            known.asked.push(account.clone());
+            if known.away {
+                return Err(Status::unavailable("away"));
+            }
+            if account.trim() != account {
+                return Err(status::invalid_field("account", "is none"));
+            }
+            let open_id = known.bindings.get(&(app_id.clone(), account.clone()));
+            let open_id = open_id.cloned().ok_or_else(|| {
+                status::error(Code::NotFound, "BINDING_NOT_FOUND", "nobody is bound").build()
+            })?;
+            let binding = auth::Binding {
+                account,
+                app_id,
+                open_id,
+                ..auth::Binding::default()
+            };
+            Ok(Response::new(auth::GetBindingResponse {
+                binding: Some(binding),
+            }))
+        }
     }
     login(LoginRequest) -> LoginResponse,
     revoke_session(RevokeSessionRequest) -> RevokeSessionResponse,
@@ -81,6 +151,5 @@ auth_service! {
     get_account(GetAccountRequest) -> GetAccountResponse,
     delete_account(DeleteAccountRequest) -> DeleteAccountResponse,
     create_bind_link(CreateBindLinkRequest) -> CreateBindLinkResponse,
-    get_binding(GetBindingRequest) -> GetBindingResponse,
     delete_binding(DeleteBindingRequest) -> DeleteBindingResponse,
 }

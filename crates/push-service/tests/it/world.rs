@@ -33,7 +33,7 @@ use tonic::{
     transport::{Channel, Endpoint, Server},
 };
 
-use crate::stand_in::Sessions;
+use crate::stand_in::Auth;
 
 pub(crate) const SHOP: &str = "wx0000000000000001";
 pub(crate) const NEWS: &str = "wx0000000000000002";
@@ -56,6 +56,7 @@ pub(crate) enum Backend {
 pub(crate) struct World {
     pub(crate) sandbox: Sandbox,
     pub(crate) tokens: Tokens,
+    pub(crate) auth: Auth,
     pub(crate) config: Config,
     pub(crate) redis: Option<Redis>,
     first: Option<Listeners>,
@@ -175,11 +176,12 @@ impl World {
         let services = CancellationToken::new();
         service_kit::telemetry::install_tls_provider();
         let tokens = Tokens::new(sandbox.url());
+        let auth = Auth::default();
         let listener = listener().await;
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = Server::builder()
             .add_service(TokenServiceServer::new(tokens.clone()))
-            .add_service(AuthServiceServer::new(Sessions))
+            .add_service(AuthServiceServer::new(auth.clone()))
             .serve_with_incoming_shutdown(
                 TcpListenerStream::new(listener),
                 services.clone().cancelled_owned(),
@@ -213,6 +215,7 @@ impl World {
         Self {
             sandbox,
             tokens,
+            auth,
             config,
             redis,
             first: Some(first),
