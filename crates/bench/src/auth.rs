@@ -24,7 +24,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     task::JoinSet,
-    time::{sleep_until, timeout},
+    time::timeout,
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -33,8 +33,8 @@ use tokio_util::{
 use tonic::{Request, Status, metadata::MetadataValue, transport::Channel};
 
 use crate::{
-    load::{self, CONNECTIONS, Goals, connect},
-    stats::{Goal, count, median, percentile, print},
+    load::{self, CONNECTIONS, Goals, connect, paced},
+    stats::{Goal, count, median, print},
     world::{KEY_SHA256, MASTER_KEY},
 };
 
@@ -254,7 +254,7 @@ async fn login(world: &World) -> anyhow::Result<()> {
     let database = storage::database(&world.database).await?;
     let mut ratios = Vec::new();
     for _ in 0..ROUNDS {
-        let logins = paced(|turn| {
+        let logins = paced(RATE, PACED, |turn| {
             let channel = channels.get(turn % CONNECTIONS).cloned();
             let code = world.codes.fetch_add(1, Ordering::Relaxed);
             async move {
@@ -264,7 +264,7 @@ async fn login(world: &World) -> anyhow::Result<()> {
             }
         });
         let logins = logins.await?;
-        let inserts = paced(|_| {
+        let inserts = paced(RATE, PACED, |_| {
             let database = database.clone();
             let number = world.codes.fetch_add(1, Ordering::Relaxed);
             async move {
@@ -290,29 +290,6 @@ async fn login(world: &World) -> anyhow::Result<()> {
         Some(Goal::AtMost(3.0)),
     );
     Ok(())
-}
-
-/// The p99 of calls that are made at a fixed rate, however long each takes; it counts from when a call was due.
-async fn paced<F>(mut call: impl FnMut(usize) -> F) -> anyhow::Result<f64>
-where
-    F: Future<Output = anyhow::Result<()>> + Send + 'static,
-{
-    let start = tokio::time::Instant::now();
-    let mut calls = JoinSet::new();
-    for turn in 0..PACED {
-        let due = start + Duration::from_secs(1) / RATE * turn;
-        sleep_until(due).await;
-        let call = call(usize::try_from(turn)?);
-        calls.spawn(async move {
-            call.await?;
-            anyhow::Ok(due.elapsed().as_secs_f64())
-        });
-    }
-    let outcomes = timeout(LONGEST, calls.join_all())
-        .await
-        .context("the load did not end in time")?;
-    let seconds: anyhow::Result<Vec<_>> = outcomes.into_iter().collect();
-    Ok(percentile(seconds?, 0.99))
 }
 
 fn user_id(number: u64) -> String {

@@ -9,7 +9,10 @@ use std::{
 use anyhow::Context as _;
 use futures_util::future::try_join_all;
 use rustix::time::{ClockId, clock_gettime};
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    task::JoinSet,
+    time::{sleep_until, timeout},
+};
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
@@ -135,6 +138,33 @@ where
         p99: percentile(seconds, 0.99),
         cost: spent.as_secs_f64() / calls,
     })
+}
+
+/// The p99 of calls that are made at a fixed rate a second, however long each takes; it counts from when a call was due.
+pub(crate) async fn paced<F>(
+    rate: u32,
+    turns: u32,
+    mut call: impl FnMut(usize) -> F,
+) -> anyhow::Result<f64>
+where
+    F: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let start = tokio::time::Instant::now();
+    let mut calls = JoinSet::new();
+    for turn in 0..turns {
+        let due = start + Duration::from_secs(1) / rate * turn;
+        sleep_until(due).await;
+        let call = call(usize::try_from(turn)?);
+        calls.spawn(async move {
+            call.await?;
+            anyhow::Ok(due.elapsed().as_secs_f64())
+        });
+    }
+    let outcomes = timeout(LONGEST, calls.join_all())
+        .await
+        .context("the load did not end in time")?;
+    let seconds: anyhow::Result<Vec<_>> = outcomes.into_iter().collect();
+    Ok(percentile(seconds?, 0.99))
 }
 
 /// The processor time of this whole process.

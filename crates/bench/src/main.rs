@@ -9,6 +9,7 @@
 mod auth;
 mod empty;
 mod load;
+mod push;
 mod replicas;
 mod stats;
 mod token;
@@ -24,10 +25,12 @@ struct Cli {
     what: What,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 enum What {
     /// auth-service
     Auth,
+    /// push-service
+    Push(push::Options),
     /// token-service and token-client
     Token,
     /// Of that, what three replicas do together
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<()> {
         let telemetry = telemetry::init("bench")?;
         let measured = match what {
             What::Auth => auth::run().await,
+            What::Push(options) => push::run(&options).await,
             What::Token => match token::run().await {
                 Ok(()) => replicas::run().await,
                 failed => failed,

@@ -29,6 +29,7 @@ pub struct MariaDb {
     // Before the folder: fields drop in order, and the server goes before its files.
     process: Mutex<Option<Child>>,
     folder: TempDir,
+    options: Vec<String>,
 }
 
 /// An empty database (utf8mb4, `utf8mb4_bin`: openids differ in case) with a random name. It goes with its server.
@@ -63,6 +64,14 @@ impl MariaDb {
     /// # Panics
     /// When MariaDB is not installed or does not start, with its log.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts a server with options of its own, which win over those of [`MariaDb::start`].
+    ///
+    /// # Panics
+    /// When MariaDB is not installed or does not start, with its log.
+    pub async fn start_with(options: &[&str]) -> Self {
         let folder = child::folder("mariadb");
         std::fs::create_dir(folder.path().join("tmp")).expect("the folder is empty");
         let install = Command::new(child::program(&["mariadb-install-db", "mysql_install_db"]))
@@ -90,9 +99,19 @@ impl MariaDb {
             port: free_port(),
             process: Mutex::new(None),
             folder,
+            options: options.iter().map(|&option| option.to_owned()).collect(),
         };
         server.restart().await;
         server
+    }
+
+    /// Its process id.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn id(&self) -> u32 {
+        let process = self.process.lock().expect("no holder panics");
+        process.as_ref().expect("the server runs").id()
     }
 
     /// A fresh, empty database on this server.
@@ -150,6 +169,7 @@ impl MariaDb {
                 "--innodb-buffer-pool-size=64M",
             ])
             .args(["--innodb-flush-log-at-trx-commit=1", LOG_FILE_SIZE])
+            .args(&self.options)
             .args(user())
             .stdout(child::log_file(&log))
             .stderr(child::log_file(&log));
