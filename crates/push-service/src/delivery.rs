@@ -12,7 +12,12 @@ mod policy;
 mod queue;
 mod turn;
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
 
 use sea_orm::DbErr;
 use service_kit::{
@@ -40,6 +45,7 @@ pub(crate) use self::{pauses::Pauses, queue::Queue};
 use crate::{
     doorbell::Doorbell,
     message::{Content, Lane, Message, resume_trace},
+    rate::{Rate, Taken},
 };
 
 /// WeChat answers within this, or the attempt's outcome is unknown.
@@ -76,6 +82,7 @@ impl Left {
 pub(crate) struct Delivery {
     pub(crate) queue: Queue,
     pub(crate) pauses: Arc<Pauses>,
+    pub(crate) rate: Rate,
     pub(crate) clock: Clock,
     pub(crate) catalog: CatalogHandle,
     pub(crate) wechat: Client,
@@ -195,6 +202,40 @@ impl Delivery {
         }
     }
 
+    /// How many messages each app with a rate may send now.
+    async fn take(&self, waiting: &[Waiting], left: &mut Left) -> HashMap<String, u32> {
+        let mut taken = HashMap::new();
+        for app_id in turn::apps(waiting) {
+            let Some((app, per_second)) = self
+                .app(app_id)
+                .and_then(|app| Some((Arc::clone(&app), app.send_rate?)))
+            else {
+                continue;
+            };
+            let want = turn::want(waiting, app_id);
+            let Taken { count, wait } = self.rate.take(&app.app_id, per_second, want).await;
+            if !wait.is_zero() {
+                left.sooner(Instant::now() + wait);
+            }
+            taken.insert(app_id.to_owned(), count);
+        }
+        taken
+    }
+
+    /// Gives back what was taken for messages that were not claimed after all.
+    async fn give_back(&self, taken: HashMap<String, u32>, claim: &queue::Claim) {
+        for (app_id, count) in taken {
+            let claimed = claim.messages.iter();
+            let claimed = claimed.filter(|message| message.app_id == app_id).count();
+            let unused = count.saturating_sub(u32::try_from(claimed).unwrap_or(u32::MAX));
+            if let Some(app) = self.app(&app_id)
+                && unused > 0
+            {
+                self.rate.give_back(&app.app_id, unused).await;
+            }
+        }
+    }
+
     fn app(&self, app_id: &str) -> Option<Arc<App>> {
         self.catalog.current().app(app_id).cloned()
     }
@@ -273,12 +314,15 @@ impl Worker {
                 Some(Waiting::new(lane.as_ref(), due.message_ids, limit))
             })
             .collect();
-        let picked = turn::pick(waiting, free);
+        let taken = delivery.take(&waiting, &mut left).await;
+        let mut rates = taken.clone();
+        let picked = turn::pick(waiting, free, &mut rates);
         left.come_back = left.come_back.or(picked.come_back);
         if picked.message_ids.is_empty() {
             return Ok(left);
         }
         let claim = delivery.queue.claim(&picked.message_ids).await?;
+        delivery.give_back(taken, &claim).await;
         self.start(claim);
         Ok(left)
     }
@@ -404,6 +448,7 @@ mod tests {
         let delivery = Delivery {
             queue,
             pauses: Arc::default(),
+            rate: Rate::new(None, clock.clone()),
             clock,
             catalog,
             wechat: Client::new(ClientOptions::new(nobody.parse().unwrap())).unwrap(),

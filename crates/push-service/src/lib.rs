@@ -47,6 +47,7 @@ use self::{
     doorbell::Doorbell,
     http::Http,
     message::Messages,
+    rate::Rate,
     typing::Typing,
 };
 pub use self::{
@@ -139,6 +140,10 @@ impl App {
                 database: database.clone(),
             },
             pauses: Arc::default(),
+            rate: Rate::new(
+                config.redis.as_ref().map(storage::redis).transpose()?,
+                clock.clone(),
+            ),
             clock: clock.clone(),
             catalog: catalog.clone(),
             wechat,

@@ -179,10 +179,13 @@ impl Batch {
             wait,
         } = self.attempt(&outbound, &token, message.attempts).await;
         let circumstances = self.delivery.circumstances(&message.app_id);
+        let reached = !matches!(result, Err(wechat::Error::NotSent { .. }));
+        let now = self.delivery.clock.elapsed();
+        self.delivery.pauses.reached(reached, now);
         if let Err(error) = &result
             && let Some(closed) = policy::closed(error, circumstances)
         {
-            let until = self.delivery.clock.elapsed() + closed;
+            let until = now + closed;
             let app_id = self.app_id.as_str();
             let pauses = &self.delivery.pauses;
             pauses.pause(app_id, Some(content.kind()), until);
@@ -206,6 +209,7 @@ impl Batch {
                 metrics::sent(kind, waited);
                 debug!(message.id = message.message_id, kind, attempts, "sent");
             }
+            Next::First => {}
             Next::Queued { delay } => {
                 metrics::attempt(kind, "retry", took);
                 info!(

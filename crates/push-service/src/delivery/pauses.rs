@@ -2,21 +2,32 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
 use crate::message::Lane;
 
+/// WeChat counts as unreachable after so many connections in a row that did not come about.
+const IN_A_ROW: u32 = 8;
+/// How long nothing is sent then: messages that were not sent cost nothing but their statements.
+const UNREACHABLE: Duration = Duration::from_secs(2);
+
 /// Apps, and interfaces of apps, that wait: for a token, or for a quota of WeChat's. Each replica finds out by itself, at
 /// the cost of one message.
 #[derive(Debug, Default)]
-pub(crate) struct Pauses(Mutex<HashMap<Waits, Duration>>);
+pub(crate) struct Pauses {
+    until: Mutex<HashMap<Waits, Duration>>,
+    unreachable: AtomicU32,
+}
 
+/// None is any.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Waits {
-    app_id: String,
-    /// None is all of the app's.
+    app_id: Option<String>,
     kind: Option<&'static str>,
 }
 
@@ -24,10 +35,23 @@ impl Pauses {
     /// Nothing of this app, or of this kind of it, is sent before `until` of elapsed time.
     pub(super) fn pause(&self, app_id: &str, kind: Option<&'static str>, until: Duration) {
         let waits = Waits {
-            app_id: app_id.to_owned(),
+            app_id: Some(app_id.to_owned()),
             kind,
         };
         self.lock().insert(waits, until);
+    }
+
+    /// Notes whether WeChat could be connected to. Nothing at all is sent for a while once it could not, again and again.
+    pub(super) fn reached(&self, reached: bool, now: Duration) {
+        if reached {
+            self.unreachable.store(0, Ordering::Relaxed);
+        } else if self.unreachable.fetch_add(1, Ordering::Relaxed) + 1 >= IN_A_ROW {
+            let everything = Waits {
+                app_id: None,
+                kind: None,
+            };
+            self.lock().insert(everything, now + UNREACHABLE);
+        }
     }
 
     /// How long a lane waits still; none where it does not.
@@ -37,7 +61,9 @@ impl Pauses {
         let until = pauses
             .iter()
             .filter(|(waits, _)| {
-                waits.app_id == lane.app_id && waits.kind.is_none_or(|kind| kind == lane.kind)
+                let app_id = waits.app_id.as_deref();
+                app_id.is_none_or(|app_id| app_id == lane.app_id)
+                    && waits.kind.is_none_or(|kind| kind == lane.kind)
             })
             .map(|(_, until)| *until)
             .max()?;
@@ -45,7 +71,7 @@ impl Pauses {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Waits, Duration>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -71,5 +97,21 @@ mod tests {
         let other = AppId::try_from("wx0000000000000002").unwrap();
         let other = Lane::of_caller(&other, "customer", "crm");
         assert_eq!(pauses.left(&other, at(11)), None);
+    }
+
+    #[test]
+    fn everything_waits_once_wechat_cannot_be_reached() {
+        let pauses = Pauses::default();
+        let app_id = AppId::try_from("wx0000000000000001").unwrap();
+        let lane = Lane::of_caller(&app_id, "template", "crm");
+        let now = Duration::from_secs(5);
+        let fail = |times| (0..times).for_each(|_| pauses.reached(false, now));
+        fail(IN_A_ROW - 1);
+        pauses.reached(true, now);
+        fail(IN_A_ROW - 1);
+        assert_eq!(pauses.left(&lane, now), None);
+        fail(1);
+        assert_eq!(pauses.left(&lane, now), Some(UNREACHABLE));
+        assert_eq!(pauses.left(&lane, now + UNREACHABLE), None);
     }
 }

@@ -22,6 +22,8 @@ const DAY_SPREAD: Duration = Duration::from_secs(5 * 60);
 /// WeChat tells repeats of a template by client_msg_id for ten minutes; the last one leaves room for its own attempt
 /// and for clocks that differ.
 const GUARDED: Duration = Duration::from_secs(9 * 60);
+/// How long a message waits that could not be put on the wire, or twice that.
+const UNREACHABLE: Duration = Duration::from_secs(1);
 /// How long messages wait whose app has no token, but may have one soon.
 const NO_TOKEN: Duration = Duration::from_secs(1);
 /// How long messages wait whose app gets no token until somebody mends its settings.
@@ -112,6 +114,14 @@ pub(super) fn after(
         .and_then(wechat::Error::errcode)
         .map_or(0, |code| code.0);
     outcome.errmsg = error.map_or_else(|| "the worker was lost while it sent".to_owned(), text);
+    if let Some(wechat::Error::NotSent { .. }) = error {
+        // It never was on the wire: that was no attempt, and an outage uses none up.
+        outcome.attempts = attempts.saturating_sub(1);
+        outcome.next = Next::Queued {
+            delay: UNREACHABLE.mul_f64(1.0 + jitter),
+        };
+        return outcome;
+    }
     let retry = |delay| {
         if attempts < MAX_ATTEMPTS {
             Next::Queued { delay }
@@ -136,14 +146,14 @@ pub(super) fn after(
         let since = *outcome.ambiguous_time.get_or_insert(sent);
         let guarded = guarded(content, since, circumstances.now);
         if guarded || circumstances.on_ambiguous == OnAmbiguous::AtLeastOnce {
-            outcome.next = retry(match attempt {
-                // Its worker died, and WeChat has done nothing to be spared for.
-                Attempt::Lost => Duration::ZERO,
-                Attempt::Made(_) => backoff(attempts, jitter),
-            });
+            outcome.next = match attempt {
+                // The lease was wait enough, and WeChat has done nothing to be spared for.
+                Attempt::Lost if attempts < MAX_ATTEMPTS => Next::First,
+                _ => retry(backoff(attempts, jitter)),
+            };
         }
         match outcome.next {
-            Next::Queued { .. } => outcome.possible_duplicate |= !guarded,
+            Next::Queued { .. } | Next::First => outcome.possible_duplicate |= !guarded,
             _ => outcome.errmsg = format!("{OUTCOME_UNKNOWN}: {}", outcome.errmsg),
         }
         return outcome;
@@ -424,6 +434,10 @@ mod tests {
         }
     }
 
+    fn is_again(outcome: &Outcome) -> bool {
+        matches!(outcome.next, Next::Queued { .. } | Next::First)
+    }
+
     #[test]
     fn the_tenth_attempt_is_the_last() {
         let decide = |attempts| {
@@ -478,7 +492,7 @@ mod tests {
                 )
             };
             let outcome = decide(&customer(), OnAmbiguous::AtLeastOnce);
-            assert!(matches!(outcome.next, Next::Queued { .. }), "{attempt:?}");
+            assert!(is_again(&outcome), "{attempt:?}");
             assert!(outcome.possible_duplicate);
             assert_eq!(outcome.ambiguous_time, Some(at(now())));
 
@@ -495,7 +509,7 @@ mod tests {
 
             // WeChat tells repeats of a template, so that nobody is told twice and nothing is given up.
             let outcome = decide(&template(), OnAmbiguous::AtMostOnce);
-            assert!(matches!(outcome.next, Next::Queued { .. }), "{attempt:?}");
+            assert!(is_again(&outcome), "{attempt:?}");
             assert!(!outcome.possible_duplicate);
         }
     }
@@ -549,7 +563,7 @@ mod tests {
             outcome.errmsg
         );
         let outcome = decide(OnAmbiguous::AtLeastOnce);
-        assert!(matches!(outcome.next, Next::Queued { .. }));
+        assert_eq!(outcome.next, Next::First);
         assert!(outcome.possible_duplicate);
     }
 

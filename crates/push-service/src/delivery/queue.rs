@@ -24,7 +24,7 @@ pub(super) const LEASE: Duration = Duration::from_secs(8);
 /// A survey looks this far ahead, so that what falls due between two polls leaves at its time.
 pub(super) const AHEAD: Duration = Duration::from_millis(1_500);
 /// How many lost messages are looked at in one go.
-const LOST: u64 = 100;
+const LOST: u64 = 1_000;
 /// The longest errmsg kept, in characters.
 const ERRMSG: usize = 512;
 /// What a message is due after; of a group, the soonest.
@@ -87,6 +87,8 @@ pub(super) enum Next {
     },
     /// It is tried (again) after a while.
     Queued { delay: Duration },
+    /// It is tried again at once, before all that fell due since it was accepted.
+    First,
     /// It is given up.
     Failed,
     /// Its time is over.
@@ -283,7 +285,7 @@ impl Queue {
         set(Column::State, &|ended| {
             let state = match ended.outcome.next {
                 Next::Sent { .. } => State::Sent,
-                Next::Queued { .. } => State::Queued,
+                Next::Queued { .. } | Next::First => State::Queued,
                 Next::Failed => State::Failed,
                 Next::Expired => State::Expired,
             };
@@ -291,6 +293,7 @@ impl Queue {
         });
         set(Column::NextAttemptTime, &|ended| match ended.outcome.next {
             Next::Queued { delay } => self.database.after(delay),
+            Next::First => Expr::col(Column::CreateTime),
             _ => none(),
         });
         set(Column::Attempts, &|ended| {

@@ -1,7 +1,12 @@
 //! Whose turn it is: nobody waits behind a backlog of somebody else, and broadcasts wait for everybody.
 
+use std::collections::{BTreeSet, HashMap};
+
 use super::{CONCURRENCY, ROOM, TOGETHER};
-use crate::message::{Lane, Priority};
+use crate::{
+    message::{Lane, Priority},
+    rate::Want,
+};
 
 /// A lane with no more due messages than this has no backlog: they go first.
 const FEW: usize = 16;
@@ -20,6 +25,7 @@ pub(super) struct Chosen {
 #[derive(Debug)]
 pub(super) struct Waiting {
     class: Class,
+    app_id: Option<String>,
     message_ids: Vec<String>,
     /// There may be more than was looked at.
     more: bool,
@@ -68,6 +74,7 @@ impl Waiting {
         };
         Self {
             class,
+            app_id: lane.map(|lane| lane.app_id.clone()),
             more: message_ids.len() >= limit,
             message_ids,
         }
@@ -102,8 +109,35 @@ pub(super) fn limit(free: usize) -> usize {
     free.clamp(FEW + 1, TOGETHER)
 }
 
-/// Picks messages for the free places: from each lane in turn, those of few first.
-pub(super) fn pick(mut waiting: Vec<Waiting>, free: usize) -> Picked {
+/// The apps of these lanes.
+pub(super) fn apps(waiting: &[Waiting]) -> BTreeSet<&str> {
+    let lanes = waiting.iter();
+    lanes.filter_map(|lane| lane.app_id.as_deref()).collect()
+}
+
+/// What the lanes of one app would send: first those of few, then the others.
+pub(super) fn want(waiting: &[Waiting], app_id: &str) -> Want {
+    let count = |few: bool| {
+        let lanes = waiting.iter();
+        let lanes = lanes.filter(|lane| {
+            lane.app_id.as_deref() == Some(app_id) && (lane.class == Class::Few) == few
+        });
+        let count = lanes.map(|lane| lane.message_ids.len()).sum::<usize>();
+        u32::try_from(count.min(TOGETHER)).unwrap_or(u32::MAX)
+    };
+    Want {
+        urgent: count(true),
+        rest: count(false),
+    }
+}
+
+/// Picks messages for the free places: from each lane in turn, those of few first. An app with a rate is let no more than
+/// is left for it in `rates`.
+pub(super) fn pick(
+    mut waiting: Vec<Waiting>,
+    free: usize,
+    rates: &mut HashMap<String, u32>,
+) -> Picked {
     let mut picked = Vec::new();
     for lane in &mut waiting {
         lane.message_ids.reverse();
@@ -113,8 +147,18 @@ pub(super) fn pick(mut waiting: Vec<Waiting>, free: usize) -> Picked {
         loop {
             let before = picked.len();
             for lane in waiting.iter_mut().filter(|lane| lane.class == class) {
-                if picked.len() < room {
-                    picked.extend(lane.message_ids.pop());
+                let mut none = 1;
+                let rate = lane
+                    .app_id
+                    .as_ref()
+                    .and_then(|app_id| rates.get_mut(app_id));
+                let rate = rate.unwrap_or(&mut none);
+                if picked.len() < room
+                    && *rate > 0
+                    && let Some(message_id) = lane.message_ids.pop()
+                {
+                    *rate -= 1;
+                    picked.push(message_id);
                 }
             }
             if picked.len() == before {
@@ -122,9 +166,14 @@ pub(super) fn pick(mut waiting: Vec<Waiting>, free: usize) -> Picked {
             }
         }
     }
+    // Whom their rate holds back do not wait for places.
+    let held_back = |lane: &Waiting| {
+        let rate = lane.app_id.as_ref().and_then(|app_id| rates.get(app_id));
+        rate == Some(&0)
+    };
     let left_out = waiting
         .iter()
-        .filter(|lane| lane.more || !lane.message_ids.is_empty());
+        .filter(|lane| (lane.more || !lane.message_ids.is_empty()) && !held_back(lane));
     let come_back = left_out.map(|lane| lane.class.reserve() + ROOM).min();
     Picked {
         message_ids: picked,
@@ -149,6 +198,10 @@ mod tests {
     fn waiting(whose: &str, priority: Priority, count: usize, free: usize) -> Waiting {
         let ids = (0..count.min(limit(free))).map(|number| format!("{whose}{number}"));
         Waiting::new(Some(&lane(whose, priority)), ids.collect(), limit(free))
+    }
+
+    fn pick(waiting: Vec<Waiting>, free: usize) -> Picked {
+        super::pick(waiting, free, &mut HashMap::new())
     }
 
     #[test]
@@ -225,5 +278,20 @@ mod tests {
         for (text, _) in callers {
             assert!(seen.contains(text), "{text}");
         }
+    }
+
+    #[test]
+    fn an_app_is_let_no_more_than_its_rate_and_its_few_go_first() {
+        let app_id = lane("a", Priority::Transactional).app_id;
+        let waiting = vec![
+            waiting("a", Priority::Transactional, 100, CONCURRENCY),
+            waiting("b", Priority::Transactional, 3, CONCURRENCY),
+        ];
+        let want = want(&waiting, &app_id);
+        assert_eq!((want.urgent, want.rest), (3, 100));
+        let mut rates = HashMap::from([(app_id.clone(), 5)]);
+        let picked = super::pick(waiting, CONCURRENCY, &mut rates);
+        assert_eq!(picked.message_ids, ["b0", "b1", "b2", "a0", "a1"]);
+        assert_eq!((picked.come_back, rates[&app_id]), (None, 0));
     }
 }
