@@ -6,7 +6,9 @@ use redis::{
     Client,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
-use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr};
+use sea_orm::{
+    ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr, sqlx::Executor as _,
+};
 use sea_orm_migration::MigratorTrait;
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -35,6 +37,9 @@ pub fn redis(url: &SecretString) -> redis::RedisResult<ConnectionManager> {
     ConnectionManager::new_lazy_with_config(client, config)
 }
 
+/// How MySQL keeps transactions apart.
+const READ_COMMITTED: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
+
 /// A query is answered within this, or the database counts as away.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often the database is asked whether its migrations were applied.
@@ -52,6 +57,18 @@ pub async fn database(url: &DatabaseUrl) -> Result<DatabaseConnection, DbErr> {
         .connect_timeout(DATABASE_TIMEOUT)
         .connect_lazy(true)
         .sqlx_logging(false);
+    if !url.is_sqlite() {
+        // Every statement here finds its rows by their keys, so that locks on the gaps between them, which InnoDB takes
+        // otherwise, would only have inserts wait.
+        options.map_sqlx_mysql_pool_opts(|pool| {
+            pool.after_connect(|connection, _| {
+                Box::pin(async move {
+                    connection.execute(READ_COMMITTED).await?;
+                    Ok(())
+                })
+            })
+        });
+    }
     if url.is_sqlite() {
         options.connect_lazy(false).map_sqlx_sqlite_opts(|options| {
             options
