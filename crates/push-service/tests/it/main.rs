@@ -17,6 +17,7 @@ mod delivery;
 mod form;
 mod lifecycle;
 mod recovery;
+mod replay;
 mod schedule;
 mod stand_in;
 mod typing;
