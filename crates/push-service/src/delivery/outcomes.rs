@@ -10,7 +10,7 @@ use super::queue::{Ended, Outcome, Queue};
 use crate::message::Message;
 
 /// The most outcomes of one statement: longer ones cost more for each.
-const TOGETHER: usize = 100;
+const TOGETHER: usize = 128;
 /// An outcome that cannot be written for this long is left to the lease: the attempt then counts as ambiguous.
 const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(200);

@@ -192,14 +192,14 @@ impl Queue {
             let claimed = Entity::update_many()
                 .col_expr(Column::ClaimId, Expr::value(claim.id.as_str()))
                 .col_expr(Column::NextAttemptTime, self.database.after(LEASE))
-                .filter(Column::MessageId.is_in(message_ids))
+                .filter(Column::MessageId.is_in(padded(message_ids)))
                 .filter(Column::State.eq(State::Queued))
                 .filter(self.is_due())
                 .exec(&self.database.connection)
                 .await?;
             if claimed.rows_affected > 0 {
                 claim.messages = Entity::find()
-                    .filter(Column::MessageId.is_in(message_ids))
+                    .filter(Column::MessageId.is_in(padded(message_ids)))
                     .filter(Column::ClaimId.eq(claim.id.as_str()))
                     .all(&self.database.connection)
                     .await?;
@@ -225,7 +225,7 @@ impl Queue {
                 .col_expr(Column::State, Expr::value(State::Sending.to_value()))
                 .col_expr(Column::Attempts, Expr::col(Column::Attempts).add(1))
                 .col_expr(Column::NextAttemptTime, self.database.after(LEASE))
-                .filter(Column::MessageId.is_in(message_ids))
+                .filter(Column::MessageId.is_in(padded(message_ids)))
                 .filter(Column::ClaimId.eq(claim_id))
                 .filter(Column::State.eq(State::Queued))
                 .exec(&self.database.connection)
@@ -236,7 +236,7 @@ impl Queue {
             Entity::find()
                 .select_only()
                 .column(Column::MessageId)
-                .filter(Column::MessageId.is_in(message_ids))
+                .filter(Column::MessageId.is_in(padded(message_ids)))
                 .filter(Column::ClaimId.eq(claim_id))
                 .filter(Column::State.eq(State::Sending))
                 .into_tuple()
@@ -265,6 +265,7 @@ impl Queue {
         let mut written = 0;
         for group in [sent, others] {
             if !group.is_empty() {
+                let group: Vec<&Ended> = padded(&group).copied().collect();
                 written += self.write_group(connection, &group).await?;
             }
         }
@@ -351,6 +352,14 @@ impl Queue {
             .all(&self.database.connection);
         within_deadline(query).await
     }
+}
+
+/// A list with its last entry repeated up to a power of two: a statement of a few shapes is prepared a few times, whereas
+/// one for each number of rows is prepared again and again.
+fn padded<T>(list: &[T]) -> impl Iterator<Item = &T> {
+    let superfluous = list.len().next_power_of_two() - list.len();
+    let last = list.last().into_iter().cycle().take(superfluous);
+    list.iter().chain(last)
 }
 
 /// A value for each row of an UPDATE; one for all where they do not differ.
