@@ -8,6 +8,7 @@ use service_kit::{
     App, Clock,
     catalog::{Callback, CallbackMode, CallbackToken},
 };
+use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 use wechat::{
     callback::{Envelope, Format, Inbound, ParseError, render_encrypted},
@@ -15,7 +16,11 @@ use wechat::{
 };
 
 use self::seen::{Push, Seen};
-use crate::{metrics, rule};
+use crate::{
+    metrics,
+    receipt::{NotRecorded, Receipt, Receipts},
+    rule,
+};
 
 /// WeChat hangs up after five seconds and shows the user an error; `success` in time shows nothing.
 const DEADLINE: Duration = Duration::from_millis(4_500);
@@ -49,6 +54,8 @@ pub(crate) enum Refusal {
     NotDecrypted,
     #[error(transparent)]
     Malformed(#[from] ParseError),
+    #[error(transparent)]
+    NotRecorded(#[from] NotRecorded),
 }
 
 /// The body that goes back, and how it is written; none for the bare word `success`.
@@ -62,6 +69,7 @@ pub(crate) struct Answer {
 #[derive(Debug, Clone)]
 pub(crate) struct Callbacks {
     pub(crate) seen: Seen,
+    pub(crate) receipts: Receipts,
     pub(crate) clock: Clock,
 }
 
@@ -139,7 +147,7 @@ fn verify<'a>(
 }
 
 impl Callbacks {
-    /// Verifies a push and answers it, a repeat with what the first got.
+    /// Verifies a push, writes down what it is a receipt of, and answers it, a repeat with what the first got.
     pub(crate) async fn handle(
         &self,
         app: &App,
@@ -151,6 +159,7 @@ impl Callbacks {
             Refusal::Forged | Refusal::NotEncrypted => "forged",
             Refusal::NotDecrypted => "not_decrypted",
             Refusal::Malformed(_) => "malformed",
+            Refusal::NotRecorded(_) => "not_recorded",
         };
         let verified = verify(app, callback, query, body);
         let (verified, inbound) = verified
@@ -159,7 +168,17 @@ impl Callbacks {
                 Ok((verified, inbound))
             })
             .inspect_err(|refusal| metrics::callback(outcome(refusal)))?;
-        let reply = tokio::time::timeout(DEADLINE, self.reply(app, &inbound)).await;
+        let deadline = Instant::now() + DEADLINE;
+        let receipts = Receipt::all(&inbound);
+        if !receipts.is_empty() {
+            let recorded = self.receipts.record(app.app_id.clone(), receipts);
+            let recorded = timeout_at(deadline, recorded).await;
+            recorded
+                .unwrap_or(Err(NotRecorded))
+                .map_err(Refusal::from)
+                .inspect_err(|refusal| metrics::callback(outcome(refusal)))?;
+        }
+        let reply = timeout_at(deadline, self.reply(app, &inbound)).await;
         let reply = reply.unwrap_or_else(|_| {
             warn!(app = app.name, "no answer within WeChat's five seconds");
             SUCCESS.to_owned()

@@ -46,6 +46,7 @@ use crate::{
     doorbell::Doorbell,
     message::{Content, Lane, Message, resume_trace},
     rate::{Rate, Taken},
+    receipt::Receipts,
 };
 
 /// WeChat answers within this, or the attempt's outcome is unknown.
@@ -91,6 +92,7 @@ pub(crate) struct Delivery {
     /// [`POLL`].
     pub(crate) poll: Duration,
     pub(crate) readiness: Readiness,
+    pub(crate) receipts: Receipts,
 }
 
 impl Delivery {
@@ -104,7 +106,11 @@ impl Delivery {
         }
         let this = Arc::new(self);
         let slots = Arc::new(Semaphore::new(CONCURRENCY));
-        let (outcomes, writer) = outcomes(this.queue.clone(), this.clock.clone());
+        let (outcomes, writer) = outcomes(
+            this.queue.clone(),
+            this.receipts.clone(),
+            this.clock.clone(),
+        );
         let mut writers = JoinSet::new();
         writers.spawn(writer.run());
         let mut worker = Worker {
@@ -399,6 +405,7 @@ mod tests {
         form,
         message::{Customer, Messages, NewMessage, Recipient, Sender, store::Store},
         migration::Migrator,
+        receipt,
     };
 
     #[tokio::test]
@@ -427,6 +434,9 @@ mod tests {
         let queue = Queue {
             database: database.clone(),
         };
+        let (receipts, _) = Receipts::new(receipt::store::Store {
+            database: database.clone(),
+        });
         let doorbell = Doorbell::new(None).unwrap();
         // Nobody is there: a message that was taken up goes back with the reason.
         let nobody = "http://127.0.0.1:9";
@@ -456,6 +466,7 @@ mod tests {
             doorbell,
             poll: Duration::from_secs(3600),
             readiness: Readiness::default(),
+            receipts,
         };
         delivery.readiness.set_ready();
         let stop = CancellationToken::new();

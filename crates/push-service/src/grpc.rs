@@ -3,7 +3,6 @@
 mod broadcast;
 mod content;
 mod message;
-mod paging;
 mod replay;
 mod typing;
 

@@ -15,6 +15,7 @@ use service_kit::{
     catalog::Callback,
     client::PeerChannel,
     http::{self, Error as HttpError, Json, bearer, body},
+    status,
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -131,6 +132,8 @@ fn refused(refusal: &Refusal) -> HttpError {
             "PUSH_MALFORMED",
             refusal.to_string(),
         ),
+        // WeChat repeats what is not answered with success.
+        Refusal::NotRecorded(_) => HttpError::from(status::store_unavailable("the database")),
     }
 }
 

@@ -15,6 +15,7 @@ mod message;
 mod metrics;
 mod migration;
 mod rate;
+mod receipt;
 mod rule;
 mod typing;
 
@@ -48,6 +49,7 @@ use self::{
     http::Http,
     message::Messages,
     rate::Rate,
+    receipt::Receipts,
     typing::Typing,
 };
 pub use self::{
@@ -119,6 +121,9 @@ impl App {
         };
         let auth = AuthServiceClient::new(config.auth_service.channel());
         let accounts = Accounts { auth: auth.clone() };
+        let (receipts, recorder) = Receipts::new(receipt::store::Store {
+            database: database.clone(),
+        });
         let tasks = TaskTracker::new();
         let messages = Messages {
             store,
@@ -151,6 +156,7 @@ impl App {
             doorbell: doorbell.clone(),
             poll: POLL,
             readiness: readiness.clone(),
+            receipts: receipts.clone(),
         };
 
         let mut workers = Workers::default();
@@ -169,6 +175,7 @@ impl App {
         });
         workers.add("tokens", |stop| tokens.watch(stop));
         workers.add("doorbell", |stop| doorbell.run(stop));
+        workers.add("receipts", |stop| recorder.run(stop));
         workers.add("delivery", |stop| delivery.run(stop));
         workers.add("acceptance", |stop| async move {
             stop.cancelled().await;
@@ -179,7 +186,11 @@ impl App {
 
         let http = Http {
             catalog: catalog.clone(),
-            callbacks: Callbacks { seen, clock },
+            callbacks: Callbacks {
+                seen,
+                receipts,
+                clock,
+            },
             forms,
             auth,
         };

@@ -10,6 +10,8 @@ const ATTEMPT_SECONDS: &str = "wxhub_push_attempt_duration_seconds";
 const QUEUED_SECONDS: &str = "wxhub_push_accepted_to_sent_seconds";
 const CALLBACKS: &str = "wxhub_push_callbacks_total";
 
+const RECEIPTS: &str = "wxhub_push_receipts_total";
+
 /// Says what each metric is, once, at start.
 pub(crate) fn describe() {
     describe_counter!(ACCEPTED, Unit::Count, "Messages accepted, by kind");
@@ -33,6 +35,11 @@ pub(crate) fn describe() {
         Unit::Count,
         "Pushes received at the callback, by outcome"
     );
+    describe_counter!(
+        RECEIPTS,
+        Unit::Count,
+        "What WeChat told of messages that it had accepted, by result"
+    );
 }
 
 pub(crate) fn accepted(kind: &'static str) {
@@ -50,4 +57,9 @@ pub(crate) fn sent(kind: &'static str, since_accepted: Duration) {
 
 pub(crate) fn callback(outcome: &'static str) {
     counter!(CALLBACKS, "outcome" => outcome).increment(1);
+}
+
+/// Receipts that moved a message on, `delivered` or `failed`, and those that were `kept` since they found no SENT message.
+pub(crate) fn receipts(result: &'static str, count: u64) {
+    counter!(RECEIPTS, "result" => result).increment(count);
 }

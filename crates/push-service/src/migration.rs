@@ -6,6 +6,7 @@ mod m20261121_000001_message;
 mod m20261121_000002_form;
 mod m20261121_000003_message_time;
 mod m20261121_000004_lane;
+mod m20261121_000005_receipt;
 mod m20261121_000007_account;
 
 use sea_orm_migration::{
@@ -25,6 +26,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000002_form::Migration),
             Box::new(m20261121_000003_message_time::Migration),
             Box::new(m20261121_000004_lane::Migration),
+            Box::new(m20261121_000005_receipt::Migration),
             Box::new(m20261121_000007_account::Migration),
         ]
     }
@@ -80,10 +82,11 @@ mod tests {
 
     use super::*;
 
-    const INDICES: [(&str, &str); 4] = [
+    const INDICES: [(&str, &str); 5] = [
         ("message", "message_lane"),
         ("message", "message_app"),
-        ("message", "message_wechat_msg"),
+        ("message", "message_receipt"),
+        ("receipt", "receipt_oldest"),
         ("form", "form_soonest"),
     ];
 

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use sea_orm::DbErr;
 use service_kit::Clock;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tracing::{debug, warn};
 
-use super::queue::{Ended, Outcome, Queue};
-use crate::message::Message;
+use super::queue::{Ended, Next, Outcome, Queue};
+use crate::{message::Message, receipt::Receipts};
 
 /// The most outcomes of one statement: longer ones cost more for each.
 const TOGETHER: usize = 128;
@@ -23,6 +24,7 @@ pub(super) struct Outcomes(mpsc::UnboundedSender<Entry>);
 #[derive(Debug)]
 pub(super) struct Writer {
     queue: Queue,
+    receipts: Receipts,
     clock: Clock,
     entries: mpsc::UnboundedReceiver<Entry>,
 }
@@ -37,10 +39,11 @@ struct Entry {
 }
 
 /// Both ends. The writer ends when what was taken in is written and every [`Outcomes`] is gone.
-pub(super) fn outcomes(queue: Queue, clock: Clock) -> (Outcomes, Writer) {
+pub(super) fn outcomes(queue: Queue, receipts: Receipts, clock: Clock) -> (Outcomes, Writer) {
     let (sender, entries) = mpsc::unbounded_channel();
     let writer = Writer {
         queue,
+        receipts,
         clock,
         entries,
     };
@@ -84,13 +87,25 @@ impl Writer {
         }
     }
 
+    /// Writes, and then looks for receipts that came before.
+    async fn write(&self, ended: &[&Ended]) -> Result<(), DbErr> {
+        self.queue.write(ended).await?;
+        let sent = ended.iter().filter_map(|ended| match &ended.outcome.next {
+            Next::Sent { wechat_msg_id, .. } => {
+                Some((ended.app_id.as_str(), wechat_msg_id.as_deref()?))
+            }
+            _ => None,
+        });
+        self.receipts.take_up(sent).await
+    }
+
     /// Writes, again while the database is away and the attempts would otherwise be in doubt.
     async fn write_stubbornly(&self, entries: &[Entry]) {
         let ended: Vec<&Ended> = entries.iter().map(|entry| &entry.ended).collect();
         let oldest = entries.iter().map(|entry| entry.since).min();
         let until = oldest.unwrap_or_default() + PATIENCE;
         loop {
-            match self.queue.write(&ended).await {
+            match self.write(&ended).await {
                 Ok(()) => return,
                 Err(error) if self.clock.elapsed() < until => {
                     debug!("outcomes are not written yet: {error}");

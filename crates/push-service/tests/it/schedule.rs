@@ -75,11 +75,11 @@ on_both! {
             assert_eq!(cancelled.next_attempt_time, None);
         }
         let sent = app.send(template(&open_id)).await.unwrap();
-        app.until_state(&sent.message_id, MessageState::Sent).await;
+        app.until_state(&sent.message_id, MessageState::Delivered).await;
         let refused = cancel(&app, &sent).await.unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition);
         assert_eq!(reason(&refused), "MESSAGE_NOT_CANCELLABLE");
-        assert!(refused.message().contains("SENT"), "{refused:?}");
+        assert!(refused.message().contains("DELIVERED"), "{refused:?}");
         let unknown = Message {
             message_id: "01a1fd06-a086-74f6-b740-c10657eb05bf".to_owned(),
             ..Message::default()

@@ -338,9 +338,12 @@ impl Running {
         .await
     }
 
+    /// A message that is SENT may be DELIVERED a moment later.
     pub(crate) async fn until_state(&self, message_id: &str, state: MessageState) -> Message {
-        self.until(message_id, |message| message.state() == state)
-            .await
+        self.until(message_id, |message| {
+            message.state() == state || (state == MessageState::Sent && is_sent(message))
+        })
+        .await
     }
 
     /// Asks for `/readyz`.
@@ -361,6 +364,14 @@ impl Running {
         // It ends with the abort.
         let _ = self.task.await;
     }
+}
+
+/// Whether WeChat accepted it, and perhaps told more since.
+pub(crate) fn is_sent(message: &Message) -> bool {
+    matches!(
+        message.state(),
+        MessageState::Sent | MessageState::Delivered
+    )
 }
 
 fn data(pairs: &[(&str, &str)]) -> std::collections::HashMap<String, String> {
