@@ -1,6 +1,8 @@
 //! A network that fails on command.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -20,12 +22,56 @@ enum Flow {
     Delayed(Duration),
 }
 
+/// No end to what passes.
+const ENDLESS: usize = usize::MAX;
+
+/// What every connection of a proxy goes by.
+#[derive(Debug, Clone)]
+struct Gate {
+    flow: watch::Sender<Flow>,
+    /// Chunks that pass until all is held.
+    left: Arc<AtomicUsize>,
+}
+
+impl Gate {
+    /// Waits until a chunk may pass.
+    async fn pass(&self) {
+        let mut flow = self.flow.subscribe();
+        loop {
+            // It does not end before the gate does.
+            let now = flow
+                .wait_for(|flow| *flow != Flow::Stalled)
+                .await
+                .map_or(Flow::Stalled, |flow| *flow);
+            if self.is_last() {
+                self.flow.send_replace(Flow::Stalled);
+                continue;
+            }
+            if let Flow::Delayed(delay) = now {
+                sleep(delay).await;
+            }
+            return;
+        }
+    }
+
+    /// Takes one of the chunks that may pass; when none is left, it is time to hold them.
+    fn is_last(&self) -> bool {
+        let next = |left: usize| match left {
+            ENDLESS => Some(ENDLESS),
+            left => left.checked_sub(1),
+        };
+        self.left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, next)
+            .is_err()
+    }
+}
+
 /// A TCP proxy before a server, which can cut, stall and slow what passes. Ends with its drop.
 #[derive(Debug)]
 pub struct FaultProxy {
     address: SocketAddr,
     upstream: String,
-    flow: watch::Sender<Flow>,
+    gate: Gate,
     line: Mutex<Option<Line>>,
 }
 
@@ -42,7 +88,10 @@ impl FaultProxy {
         let proxy = Self {
             address: SocketAddr::from(([127, 0, 0, 1], free_port())),
             upstream: authority(upstream).to_owned(),
-            flow: watch::Sender::new(Flow::Open),
+            gate: Gate {
+                flow: watch::Sender::new(Flow::Open),
+                left: Arc::new(AtomicUsize::new(ENDLESS)),
+            },
             line: Mutex::new(None),
         };
         proxy.heal().await;
@@ -72,12 +121,25 @@ impl FaultProxy {
 
     /// Holds all bytes, in both directions. Connections stay open and new ones are accepted: the peer just never answers.
     pub fn stall(&self) {
-        self.flow.send_replace(Flow::Stalled);
+        self.gate.flow.send_replace(Flow::Stalled);
+    }
+
+    /// Holds all bytes once `chunks` more have passed, in either direction: what is written at once is one, so that a
+    /// conversation can be held at each of its steps.
+    pub fn stall_after(&self, chunks: usize) {
+        self.gate.left.store(chunks, Ordering::SeqCst);
+    }
+
+    /// Returns when bytes are held.
+    pub async fn stalled(&self) {
+        let mut flow = self.gate.flow.subscribe();
+        // The sender lives as long as this proxy.
+        let _ = flow.wait_for(|flow| *flow == Flow::Stalled).await;
     }
 
     /// Lets bytes pass, in each direction, after `delay`.
     pub fn delay(&self, delay: Duration) {
-        self.flow.send_replace(Flow::Delayed(delay));
+        self.gate.flow.send_replace(Flow::Delayed(delay));
     }
 
     /// All is well again: accepts connections, and passes on what was held.
@@ -85,7 +147,8 @@ impl FaultProxy {
     /// # Panics
     /// When somebody else took the port while the proxy was cut.
     pub async fn heal(&self) {
-        self.flow.send_replace(Flow::Open);
+        self.gate.left.store(ENDLESS, Ordering::SeqCst);
+        self.gate.flow.send_replace(Flow::Open);
         let mut line = self.line.lock().await;
         if line.is_none() {
             let listener = TcpListener::bind(self.address)
@@ -96,7 +159,7 @@ impl FaultProxy {
             let accepting = accept(
                 listener,
                 self.upstream.clone(),
-                self.flow.subscribe(),
+                self.gate.clone(),
                 stop.clone(),
                 tasks.clone(),
             );
@@ -121,21 +184,21 @@ fn authority(url: &str) -> &str {
 async fn accept(
     listener: TcpListener,
     upstream: String,
-    flow: watch::Receiver<Flow>,
+    gate: Gate,
     stop: CancellationToken,
     tasks: TaskTracker,
 ) {
     while let Some(Ok((client, _))) = stop.run_until_cancelled(listener.accept()).await {
-        let (upstream, flow, stop) = (upstream.clone(), flow.clone(), stop.clone());
+        let (upstream, gate, stop) = (upstream.clone(), gate.clone(), stop.clone());
         tasks.spawn(async move {
-            stop.run_until_cancelled(carry(client, &upstream, flow))
+            stop.run_until_cancelled(carry(client, &upstream, &gate))
                 .await;
         });
     }
 }
 
 /// Carries one connection until either side breaks it. A side that only ends its writing is passed on as such.
-async fn carry(client: TcpStream, upstream: &str, flow: watch::Receiver<Flow>) {
+async fn carry(client: TcpStream, upstream: &str, gate: &Gate) {
     let Ok(server) = TcpStream::connect(upstream).await else {
         return;
     };
@@ -145,27 +208,20 @@ async fn carry(client: TcpStream, upstream: &str, flow: watch::Receiver<Flow>) {
     let (server_reader, server_writer) = server.into_split();
     // An error is a broken connection, which the drop of both halves passes on.
     let _ = tokio::try_join!(
-        pass(client_reader, server_writer, flow.clone()),
-        pass(server_reader, client_writer, flow),
+        pass(client_reader, server_writer, gate),
+        pass(server_reader, client_writer, gate),
     );
 }
 
 async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut flow: watch::Receiver<Flow>,
+    gate: &Gate,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let length = from.read(&mut buffer).await?;
-        // The sender goes with the proxy, and so does this task.
-        let now = flow
-            .wait_for(|flow| *flow != Flow::Stalled)
-            .await
-            .map_or(Flow::Stalled, |flow| *flow);
-        if let Flow::Delayed(delay) = now {
-            sleep(delay).await;
-        }
+        gate.pass().await;
         match buffer.get(..length) {
             Some([]) | None => return to.shutdown().await,
             Some(chunk) => to.write_all(chunk).await?,
@@ -235,6 +291,21 @@ mod tests {
         );
         proxy.heal().await;
         assert_eq!(connection.read_u8().await.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_conversation_is_held_at_the_step_that_was_named() {
+        let (proxy, mut connection) = echo_through_proxy().await;
+        // The byte passes, its echo does not.
+        proxy.stall_after(1);
+        let held = timeout(Duration::from_millis(100), echo(&mut connection, 2));
+        assert!(held.await.is_err());
+        timeout(Duration::from_secs(10), proxy.stalled())
+            .await
+            .unwrap();
+        proxy.heal().await;
+        assert_eq!(connection.read_u8().await.unwrap(), 2);
+        assert_eq!(echo(&mut connection, 3).await.unwrap(), 3);
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ mod batch;
 mod callback;
 mod delivery;
 mod form;
+mod hang_up;
 mod lifecycle;
 mod receipt;
 mod recovery;

@@ -240,7 +240,9 @@ async fn an_outcome_survives_a_database_that_is_away_longer_than_the_lease() {
 #[tokio::test]
 async fn connections_take_no_locks_on_gaps() {
     let world = World::start(Backend::Servers).await;
-    let rows = world.query("SHOW SESSION VARIABLES LIKE 't%isolation'").await;
+    let rows = world
+        .query("SHOW SESSION VARIABLES LIKE 't%isolation'")
+        .await;
     let level: String = rows[0].try_get("", "Value").unwrap();
     assert_eq!(level, "READ-COMMITTED");
 }

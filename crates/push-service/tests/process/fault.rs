@@ -14,10 +14,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use sandbox::Fault;
 use service_kit::Clock;
 use test_support::eventually;
-use tokio::{
-    task::JoinSet,
-    time::{MissedTickBehavior, interval_at, sleep},
-};
+use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     cluster::{CUSTOM_SEND, Cluster, PATIENCE, TEMPLATE_SEND},
@@ -200,11 +197,10 @@ async fn kill_9_of_replicas_loses_nothing_and_their_work_goes_on() {
     let in_flight = Arc::new(InFlight::default());
     run.tasks
         .spawn(Arc::clone(&in_flight).watch(Arc::clone(&cluster)));
-    let mut each_second = interval_at((Instant::now() + SECOND).into(), SECOND);
-    each_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let outcome = run
         .under(async || {
-            each_second.tick().await;
+            // A second apart, and never in step with leases.
+            sleep(SECOND.mul_f64(rng.random_range(0.5..1.5))).await;
             let replica = &cluster.replicas[rng.random_range(0..cluster.replicas.len())];
             replica.kill();
             let died = Instant::now();
@@ -277,7 +273,8 @@ async fn wechat_down_loses_and_doubles_nothing() {
     let mut pace = form.pace(5);
     // What is accepted meanwhile waits, and so long it is accepted.
     pace.backlog = usize::MAX;
-    pace.rate.get_or_insert_with(|| (pace.messages / 100).max(1));
+    pace.rate
+        .get_or_insert_with(|| (pace.messages / 100).max(1));
     let run = Run::start("wechat-down", pace).await;
     let cluster = &run.cluster;
     cluster.slow_wechat();

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt as _, stream};
 use proto::push::v1::{
     self as pb, BatchSendMessagesRequest, BatchSendMessagesResponse, SendMessageRequest,
     batch_send_result, customer_content, send_message_request::Content,
@@ -28,8 +29,8 @@ const CALLERS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(50);
 /// Users of the official account.
 const FOLLOWERS: usize = 500;
-/// WeChat lets a user who wrote be written to five times: room for duplicates.
-const PER_WRITER: usize = 2;
+/// Users who write to the mini program at once.
+const WRITERS: usize = 16;
 /// Every so many batches go message by message.
 const SINGLY: usize = 10;
 /// Every so many messages are customer-service messages, which WeChat tells no repeats of.
@@ -68,10 +69,9 @@ pub(crate) async fn run(cluster: &Arc<Cluster>, pace: Pace) -> usize {
         user.unwrap().open_id
     });
     let followers = followers.collect();
-    let mut writers = Vec::new();
-    for _ in 0..pace.messages.div_ceil(CUSTOMER).div_ceil(PER_WRITER) {
-        writers.push(cluster.writer().await);
-    }
+    // One for each customer-service message: WeChat lets a user be written to five times, so there is room for repeats.
+    let writers = stream::iter(0..pace.messages.div_ceil(CUSTOMER)).map(|_| cluster.writer());
+    let writers = writers.buffer_unordered(WRITERS).collect().await;
     let load = Arc::new(Load {
         pace,
         cluster: Arc::clone(cluster),
@@ -184,7 +184,7 @@ impl Load {
                 kf_account: String::new(),
                 message: Some(customer_content::Message::Text(text)),
             };
-            let writer = &self.writers[number / CUSTOMER / PER_WRITER];
+            let writer = &self.writers[number / CUSTOMER];
             (SHOP, writer, Content::Customer(customer))
         };
         SendMessageRequest {
