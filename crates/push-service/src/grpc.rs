@@ -3,6 +3,7 @@
 mod broadcast;
 mod content;
 mod message;
+mod paging;
 mod replay;
 mod typing;
 

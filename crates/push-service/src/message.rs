@@ -5,7 +5,9 @@ mod content;
 #[expect(unreachable_pub, reason = "sea-orm derives public items")]
 pub(crate) mod entity;
 mod failed_attempt;
+mod filter;
 mod lane;
+mod shown;
 pub(crate) mod store;
 
 use std::sync::Arc;
@@ -22,9 +24,11 @@ pub(crate) use self::{
     content::{Content, Customer, FormTemplate, Link, Outbound, Subscribe, Template, Violation},
     entity::{Model as Message, State},
     failed_attempt::FailedAttempt,
+    filter::{Filter, Found, REQUEUED},
     lane::{Lane, Priority},
+    shown::Shown,
 };
-use crate::{account::Accounts, doorbell::Doorbell, error::Error, form};
+use crate::{account::Accounts, database, doorbell::Doorbell, error::Error, form};
 
 /// W3C trace context.
 const TRACE_PARENT: &str = "traceparent";
@@ -132,6 +136,48 @@ impl Messages {
             State::Queued | State::Sending => Ok(message),
             _ => Err(Error::NotRetryable(message.state)),
         }
+    }
+
+    /// A page of messages, the newest first: those below an id, where one is given.
+    pub(crate) async fn list(
+        &self,
+        filter: &Filter,
+        below: Option<Uuid>,
+        limit: u64,
+    ) -> Result<Found<Vec<Message>>, Error> {
+        let now = database::moment(&self.clock);
+        Ok(self.store.list(filter, below, limit, now).await?)
+    }
+
+    /// Queues a part of what failed and fits again, or counts it alone.
+    pub(crate) async fn retry_all(
+        &self,
+        caller: &Caller,
+        filter: &Filter,
+        below: Option<Uuid>,
+        dry_run: bool,
+    ) -> Result<Found<u64>, Error> {
+        let Found { messages, down_to } = self.list(filter, below, REQUEUED).await?;
+        if dry_run || messages.is_empty() {
+            return Ok(Found {
+                messages: messages.len() as u64,
+                down_to,
+            });
+        }
+        let queued = self.store.retry_all(messages).await?;
+        if queued > 0 {
+            info!(
+                app.id = %filter.app_id,
+                messages = queued,
+                by = caller.name,
+                "queued again by hand"
+            );
+            self.doorbell.ring().await;
+        }
+        Ok(Found {
+            messages: queued,
+            down_to,
+        })
     }
 }
 

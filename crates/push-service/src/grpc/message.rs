@@ -23,7 +23,7 @@ use crate::{
     account::MAX_ACCOUNT,
     database::{is_key, moment},
     error::Error,
-    message::{FailedAttempt, Message, NewMessage, Recipient, Sender, State, Violation},
+    message::{FailedAttempt, Message, NewMessage, Recipient, Sender, Shown, Violation},
 };
 
 /// The longest request_id, in bytes.
@@ -250,11 +250,7 @@ fn times(
     violations: &mut Vec<Violation>,
 ) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
     let mut read = |field: &str, time: Option<Timestamp>| {
-        let time = SystemTime::try_from(time?);
-        let time = time
-            .ok()
-            .map(DateTime::<Utc>::from)
-            .filter(|time| *time <= now + FARTHEST);
+        let time = moment_from_pb(time?).filter(|time| *time <= now + FARTHEST);
         if time.is_none() {
             let problem = format!("must be a time within {} days", FARTHEST.num_days());
             violations.push((field.to_owned(), problem));
@@ -283,7 +279,7 @@ fn to_pb(message: Message, now: DateTime<Utc>) -> pb::Message {
     });
     pb::Message {
         failed_attempts: failed_attempts.collect(),
-        state: state(&message, now).into(),
+        state: state(Shown::of(&message, now)).into(),
         schedule_time: message.schedule_time.map(timestamp),
         expire_time: message.expire_time.map(timestamp),
         message_id: message.message_id,
@@ -305,21 +301,25 @@ fn to_pb(message: Message, now: DateTime<Utc>) -> pb::Message {
     }
 }
 
-fn state(message: &Message, now: DateTime<Utc>) -> pb::MessageState {
-    let ahead = message.attempts == 0 && message.schedule_time.is_some_and(|time| time > now);
-    // Nobody sends it any more, though nobody may have looked at it yet: its app waits for a quota, say.
-    let over = message.claim_id.is_none() && message.expire_time.is_some_and(|time| time <= now);
-    match message.state {
-        State::Queued if over => pb::MessageState::Expired,
-        State::Queued if ahead => pb::MessageState::Scheduled,
-        State::Queued => pb::MessageState::Queued,
-        State::Sending => pb::MessageState::Sending,
-        State::Sent => pb::MessageState::Sent,
-        State::Delivered => pb::MessageState::Delivered,
-        State::Failed => pb::MessageState::Failed,
-        State::Cancelled => pb::MessageState::Cancelled,
-        State::Expired => pb::MessageState::Expired,
+pub(super) fn state(state: Shown) -> pb::MessageState {
+    match state {
+        Shown::Scheduled => pb::MessageState::Scheduled,
+        Shown::Queued => pb::MessageState::Queued,
+        Shown::Sending => pb::MessageState::Sending,
+        Shown::Sent => pb::MessageState::Sent,
+        Shown::Delivered => pb::MessageState::Delivered,
+        Shown::Failed => pb::MessageState::Failed,
+        Shown::Cancelled => pb::MessageState::Cancelled,
+        Shown::Expired => pb::MessageState::Expired,
     }
+}
+
+/// A time that every engine can keep and compare: of the years 1970 to 9999.
+pub(super) fn moment_from_pb(time: Timestamp) -> Option<DateTime<Utc>> {
+    /// 9999-12-31, so that a little more still has four digits.
+    const LAST: i64 = 253_402_214_400;
+    let time = DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)?;
+    (0..LAST).contains(&time.timestamp()).then_some(time)
 }
 
 pub(super) fn timestamp(time: DateTime<Utc>) -> Timestamp {

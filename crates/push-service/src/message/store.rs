@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveEnum as _, ColumnTrait as _, ConnectionTrait as _, DbErr, EntityTrait as _,
-    ExprTrait as _, QueryFilter as _, SqlErr, TransactionTrait as _,
+    ExprTrait as _, QueryFilter as _, SqlErr, TransactionTrait as _, UpdateMany,
     sea_query::{Expr, Query},
 };
 use service_kit::storage::{self, within_deadline};
@@ -147,11 +147,21 @@ impl Store {
         Ok(written.rows_affected > 0)
     }
 
-    /// Queues a message that failed, as if it had never been tried; where an attempt's outcome is unknown the user may
-    /// get it twice. Returns whether it was queued.
+    /// Queues a message that failed. Returns whether it was queued.
     pub(crate) async fn retry(&self, message_id: &str) -> Result<bool, DbErr> {
+        let update = self
+            .requeuing()
+            .filter(Column::MessageId.eq(message_id))
+            .exec(&self.database.connection);
+        let written = within_deadline(update).await?;
+        Ok(written.rows_affected > 0)
+    }
+
+    /// Queues messages that failed, as if they had never been tried; where an attempt's outcome is unknown the user may
+    /// get it twice.
+    pub(super) fn requeuing(&self) -> UpdateMany<Entity> {
         let in_doubt = Expr::col(Column::AmbiguousTime).is_not_null();
-        let update = Entity::update_many()
+        Entity::update_many()
             .col_expr(Column::State, Expr::value(State::Queued.to_value()))
             .col_expr(Column::NextAttemptTime, self.database.now())
             .col_expr(Column::Attempts, Expr::value(0))
@@ -160,10 +170,6 @@ impl Store {
                 Expr::col(Column::PossibleDuplicate).or(in_doubt),
             )
             .col_expr(Column::AmbiguousTime, Expr::value(None::<DateTime<Utc>>))
-            .filter(Column::MessageId.eq(message_id))
             .filter(Column::State.eq(State::Failed))
-            .exec(&self.database.connection);
-        let written = within_deadline(update).await?;
-        Ok(written.rows_affected > 0)
     }
 }

@@ -19,6 +19,7 @@ mod hang_up;
 mod lifecycle;
 mod receipt;
 mod recovery;
+mod replay;
 mod schedule;
 mod stand_in;
 mod typing;
