@@ -275,3 +275,177 @@ fn trace_parent() -> Option<String> {
     let value = headers.get(TRACE_PARENT)?.to_str().ok()?;
     Some(value.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, pin::pin, task::Poll};
+
+    use proto::auth::v1::auth_service_client::AuthServiceClient;
+    use service_kit::{
+        CatalogHandle, Clock, cli::Service as _, client::Peer, settings::DatabaseUrl, storage,
+    };
+    use test_support::{FaultProxy, MariaDb};
+    use tokio_util::task::TaskTracker;
+    use tonic::transport::Endpoint;
+    use wechat::AppId;
+
+    use super::*;
+    use crate::{
+        PushService,
+        account::Accounts,
+        database::Database,
+        doorbell::Doorbell,
+        form,
+        message::{Customer, store::Store},
+        migration::Migrator,
+    };
+
+    /// More than an acceptance is polled, and more than it has steps with the database.
+    const ENOUGH: usize = 100;
+
+    /// Polls a future at most so many times, and drops it then.
+    async fn polled<F: Future>(future: F, times: usize) -> Option<F::Output> {
+        let mut future = pin!(future);
+        let mut left = times;
+        poll_fn(|context| {
+            let Some(rest) = left.checked_sub(1) else {
+                return Poll::Ready(None);
+            };
+            left = rest;
+            match future.as_mut().poll(context) {
+                Poll::Pending if left == 0 => Poll::Ready(None),
+                poll => poll.map(Some),
+            }
+        })
+        .await
+    }
+
+    fn batch(name: &str) -> Vec<NewMessage> {
+        let messages = (0..3).map(|number| NewMessage {
+            recipient: Recipient::OpenId(OpenId::try_from("oReader").unwrap()),
+            request_id: Some(format!("{name}/{number}")),
+            content: Content::Customer(Customer {
+                kf_account: None,
+                message: wechat::CustomerContent::Text {
+                    content: "在吗".to_owned(),
+                },
+            }),
+            schedule_time: None,
+            expire_time: None,
+        });
+        messages.collect()
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_hangs_up_at_any_await_gets_all_or_nothing() {
+        service_kit::telemetry::install_tls_provider();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wxhub.toml");
+        std::fs::write(
+            &path,
+            "[[apps]]\napp_id = \"wx0000000000000002\"\nname = \"news\"\nkind = \"official_account\"\nsecret = \"unused\"\n",
+        )
+        .unwrap();
+        let (catalog, _) = CatalogHandle::load(path, PushService::NEEDS).unwrap();
+        let database = MariaDb::database().await;
+        let line = FaultProxy::start(database.url()).await;
+        let connect = async |url: &str| Database {
+            connection: storage::database(&DatabaseUrl::new(url.to_owned()))
+                .await
+                .unwrap(),
+            clock: Clock::System,
+        };
+        let direct = connect(database.url()).await;
+        storage::migrate::<Migrator>(&direct.connection)
+            .await
+            .unwrap();
+        let direct = Store { database: direct };
+        let database = connect(&line.url(database.url())).await;
+        // Neither Redis nor auth-service is there.
+        let nobody = "127.0.0.1:9";
+        let endpoint = Endpoint::try_from(format!("http://{nobody}")).unwrap();
+        let peer = Peer::new(vec![endpoint], "unused".to_owned().into());
+        let messages = |tasks| Messages {
+            store: Store {
+                database: database.clone(),
+            },
+            forms: form::Store {
+                database: database.clone(),
+            },
+            accounts: Accounts {
+                auth: AuthServiceClient::new(peer.channel()),
+            },
+            doorbell: Doorbell::new(Some(&format!("redis://{nobody}").into())).unwrap(),
+            catalog: catalog.clone(),
+            clock: Clock::System,
+            tasks,
+        };
+        let sender = Sender {
+            app_id: AppId::try_from("wx0000000000000002").unwrap(),
+            caller: "dev".to_owned(),
+        };
+        let stored = async |name: &str| {
+            let ids: Vec<_> = batch(name)
+                .into_iter()
+                .filter_map(|new| new.request_id)
+                .collect();
+            let ids = ids.iter().map(String::as_str).collect();
+            direct.by_requests(&sender, ids).await.unwrap().len()
+        };
+
+        // It hangs up after so many polls, and the database fails at that step.
+        let (mut answered, mut kept, mut lost) = (0, 0, 0);
+        for polls in 0..ENOUGH {
+            let mut whole = false;
+            for step in 0..ENOUGH {
+                let name = format!("{polls}/{step}");
+                let tasks = TaskTracker::new();
+                let messages = messages(tasks.clone());
+                line.stall_after(step);
+                let asked = polled(messages.accept_all(sender.clone(), batch(&name)), polls);
+                let failing = async {
+                    line.stalled().await;
+                    line.cut().await;
+                    line.heal().await;
+                };
+                let goes_on = async {
+                    let answer = asked.await;
+                    tasks.close();
+                    tasks.wait().await;
+                    answer
+                };
+                let mut failing = pin!(failing);
+                let mut goes_on = pin!(goes_on);
+                let (answer, failed) = tokio::select! {
+                    answer = &mut goes_on => (answer, false),
+                    () = &mut failing => (goes_on.await, true),
+                };
+                line.heal().await;
+                let found = stored(&name).await;
+                assert!(found == 0 || found == 3, "{name}: {found} of 3 are stored");
+                match answer {
+                    Some(Ok(_)) => {
+                        assert_eq!(found, 3, "{name}");
+                        answered += 1;
+                    }
+                    _ if found == 3 => kept += 1,
+                    _ => lost += 1,
+                }
+                if !failed {
+                    // Whatever is begun ends.
+                    assert_eq!(found > 0, polls > 0, "{name}");
+                    whole = matches!(answer, Some(Ok(_)));
+                    break;
+                }
+            }
+            if whole {
+                assert!(
+                    answered > 0 && kept > 0 && lost > 0,
+                    "{answered} {kept} {lost}"
+                );
+                return;
+            }
+        }
+        panic!("an acceptance takes more than {ENOUGH} polls");
+    }
+}
