@@ -180,7 +180,8 @@ on_both! {
         assert!(world.inbox(&user).is_empty(), "a dry run sends nothing");
 
         assert_eq!(retry(&app, unfollowed.clone(), false).await.0, 1_200);
-        let sent = MessageFilter { states: vec![MessageState::Sent.into()], ..of_news() };
+        let states = vec![MessageState::Sent.into(), MessageState::Delivered.into()];
+        let sent = MessageFilter { states, ..of_news() };
         eventually("all are sent", Duration::from_secs(60), async || {
             let (sent, _) = list(&app, sent.clone(), 1_000).await;
             if sent.len() == 1_200 { Ok(sent) } else { Err(sent.len()) }
@@ -220,10 +221,10 @@ on_both! {
         };
         let scheduled = app.send(scheduled).await.unwrap();
         let sent = app.send(template(&user)).await.unwrap();
-        app.until_state(&sent.message_id, MessageState::Sent).await;
+        app.until_state(&sent.message_id, MessageState::Delivered).await;
         for (state, expected) in [
             (MessageState::Scheduled, vec![&scheduled.message_id]),
-            (MessageState::Sent, vec![&sent.message_id]),
+            (MessageState::Delivered, vec![&sent.message_id]),
             (MessageState::Queued, vec![]),
             (MessageState::Expired, vec![]),
         ] {
@@ -233,7 +234,7 @@ on_both! {
             assert_eq!(found, expected, "{state:?}");
         }
         let either = MessageFilter {
-            states: vec![MessageState::Sent.into(), MessageState::Scheduled.into()],
+            states: vec![MessageState::Delivered.into(), MessageState::Scheduled.into()],
             open_id: user,
             ..of_news()
         };
