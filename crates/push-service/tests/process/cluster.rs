@@ -29,7 +29,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const LATENCY_MS: u64 = 50;
 const REPLICAS: usize = 3;
 const BINARY: &str = env!("CARGO_BIN_EXE_push-service");
-/// The apps, and the one caller, whose key is dev-key.
+/// The apps, and the one caller, whose key is dev-key. The send_rate holds nothing back: Redis is asked, that is all.
 const CATALOG: &str = r#"
 [[apps]]
 app_id = "wx0000000000000001"
@@ -44,6 +44,7 @@ name = "news"
 kind = "official_account"
 secret = "unused"
 on_ambiguous = "at_least_once"
+send_rate = 5000
 
 [[callers]]
 name = "dev"

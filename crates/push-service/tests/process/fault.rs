@@ -144,18 +144,17 @@ impl Run {
         }
     }
 
-    /// Prints how long after each end of a fault the next message reached WeChat. Returns the longest.
-    fn recovery(&self, outcome: &Outcome) -> Duration {
+    /// Prints how deliveries stood still, and how long after each end of a fault the next message reached WeChat.
+    fn recovery(&self, outcome: &Outcome) {
         let next = outcome.ended.iter();
         let next = next.filter_map(|ended| self.deliveries.next_after(*ended));
-        let longest = next.max().unwrap_or_default();
         println!(
-            "{}: {} faults; the next message reached WeChat at the latest {:.2} s after the end of one",
+            "{}: {} faults; nothing reached WeChat for at most {:.1} s; the next message after the end of one, at the latest {:.2} s after it",
             self.name,
             outcome.ended.len(),
-            longest.as_secs_f64()
+            self.deliveries.longest_pause().as_secs_f64(),
+            next.max().unwrap_or_default().as_secs_f64()
         );
-        longest
     }
 
     /// Nothing is lost, and nothing comes twice unless nobody can know better.
@@ -233,12 +232,21 @@ async fn redis_restarted_empty_loses_and_doubles_nothing() {
     let cluster = &run.cluster;
     cluster.slow_wechat();
     let (up, down) = form.pick((SECOND, SECOND), (10 * SECOND, 5 * SECOND));
+    let mut rounds = 0;
     let outcome = run
         .under(async || {
             sleep(up).await;
-            cluster.redis.kill();
-            sleep(down).await;
-            cluster.redis.restart().await;
+            rounds += 1;
+            // In turn: it is gone and comes back empty, or hangs and goes on.
+            if rounds % 2 == 1 {
+                cluster.redis.kill();
+                sleep(down).await;
+                cluster.redis.restart().await;
+            } else {
+                cluster.redis.pause();
+                sleep(down).await;
+                cluster.redis.resume();
+            }
             Instant::now()
         })
         .await;

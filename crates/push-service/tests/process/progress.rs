@@ -38,6 +38,13 @@ impl Deliveries {
         let next = seen.iter().find(|seen| **seen >= moment)?;
         Some(*next - moment)
     }
+
+    /// The longest time between two of them.
+    pub(crate) fn longest_pause(&self) -> Duration {
+        let seen = self.0.lock().unwrap();
+        let pauses = seen.windows(2).map(|pair| pair[1] - pair[0]);
+        pauses.max().unwrap_or_default()
+    }
 }
 
 /// What replicas held when they were killed.
