@@ -4,6 +4,7 @@ mod meter;
 mod routes;
 
 use std::{
+    collections::HashSet,
     future::poll_fn,
     pin::{Pin, pin},
     sync::Arc,
@@ -12,7 +13,9 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, Request, Response};
-use tokio::time::{Instant, sleep_until};
+use prost::{DecodeError, Message as _};
+use prost_types::FileDescriptorSet;
+use tokio::time::{Instant, sleep};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Span, debug, field::Empty, info_span, warn};
@@ -27,13 +30,36 @@ use crate::{
 
 /// The header of a request's deadline.
 pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-/// No response head takes longer, whatever deadline its caller set. What is streamed after it may.
+/// No response head takes longer, whatever deadline its caller set. What is streamed after it may, and so may an upload:
+/// its answer comes once all of it did.
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// Opens a span for each RPC, a child of the caller's, and counts and times it.
 #[derive(Debug, Clone, Default)]
 pub struct TraceLayer {
     meters: Arc<Meters>,
+    uploads: Arc<HashSet<String>>,
+}
+
+impl TraceLayer {
+    /// For the services that the encoded file descriptor set describes: it tells which of their RPCs are uploads.
+    ///
+    /// # Errors
+    /// When the set cannot be decoded.
+    pub fn new(descriptors: &[u8]) -> Result<Self, DecodeError> {
+        let mut uploads = HashSet::new();
+        for file in FileDescriptorSet::decode(descriptors)?.file {
+            for service in &file.service {
+                let streamed = service.method.iter().filter(|rpc| rpc.client_streaming());
+                let path = |rpc: &str| format!("{}.{}/{rpc}", file.package(), service.name());
+                uploads.extend(streamed.map(|rpc| path(rpc.name())));
+            }
+        }
+        Ok(Self {
+            meters: Arc::default(),
+            uploads: Arc::new(uploads),
+        })
+    }
 }
 
 impl<S> Layer<S> for TraceLayer {
@@ -42,7 +68,7 @@ impl<S> Layer<S> for TraceLayer {
     fn layer(&self, inner: S) -> TraceService<S> {
         TraceService {
             inner,
-            meters: Arc::clone(&self.meters),
+            layer: self.clone(),
         }
     }
 }
@@ -51,7 +77,7 @@ impl<S> Layer<S> for TraceLayer {
 #[derive(Debug, Clone)]
 pub struct TraceService<S> {
     inner: S,
-    meters: Arc<Meters>,
+    layer: TraceLayer,
 }
 
 impl<S, B> Service<Request<B>> for TraceService<S>
@@ -82,16 +108,20 @@ where
             wxhub.caller = Empty,
         );
         trace::continue_from(&span, request.headers());
-        let deadline = deadline(request.headers());
+        let longest = match self.layer.uploads.contains(&path) {
+            true => Duration::MAX,
+            false => LONGEST,
+        };
+        let deadline = deadline(request.headers(), longest);
         let rpc = Observed {
             span,
-            meters: Arc::clone(&self.meters),
+            meters: Arc::clone(&self.layer.meters),
             path,
             started: Instant::now(),
             code: Code::Cancelled,
         };
         // Started here it ends before tonic's own, which would answer CANCELLED.
-        let limit = sleep_until(rpc.started + deadline);
+        let limit = sleep(deadline);
         let response = rpc.span.in_scope(|| self.inner.call(request));
         Box::pin(async move {
             let (mut response, mut limit) = (pin!(response), pin!(limit));
@@ -160,9 +190,9 @@ fn is_failure(code: Code) -> bool {
     )
 }
 
-/// How long the response's head may take: as long as the caller gives it, and never longer than [`LONGEST`].
-fn deadline(headers: &HeaderMap) -> Duration {
-    timeout(headers).map_or(LONGEST, |asked| asked.min(LONGEST))
+/// How long the response's head may take: as long as the caller gives it, and never longer than this.
+fn deadline(headers: &HeaderMap, longest: Duration) -> Duration {
+    timeout(headers).map_or(longest, |asked| asked.min(longest))
 }
 
 /// The deadline that a request's `grpc-timeout` sets, as gRPC over HTTP/2 defines it.
@@ -216,6 +246,8 @@ fn name(code: Code) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use prost_types::{FileDescriptorProto, MethodDescriptorProto, ServiceDescriptorProto};
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -235,12 +267,48 @@ mod tests {
         assert_eq!(code(&response), Code::DeadlineExceeded);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_takes_as_long_as_its_caller_lets_it() {
+        let rpc = |name: &str, streams| MethodDescriptorProto {
+            name: Some(name.to_owned()),
+            client_streaming: Some(streams),
+            ..MethodDescriptorProto::default()
+        };
+        let service = ServiceDescriptorProto {
+            name: Some("PushService".to_owned()),
+            method: vec![rpc("Upload", true), rpc("Send", false)],
+            ..ServiceDescriptorProto::default()
+        };
+        let file = FileDescriptorProto {
+            package: Some("wxhub.push.v1".to_owned()),
+            service: vec![service],
+            ..FileDescriptorProto::default()
+        };
+        let set = FileDescriptorSet { file: vec![file] };
+        let slow = tower::service_fn(|_: Request<()>| async {
+            sleep(3 * LONGEST).await;
+            Ok::<_, std::convert::Infallible>(Response::new(Body::default()))
+        });
+        let mut service = TraceLayer::new(&set.encode_to_vec()).unwrap().layer(slow);
+        let mut ask = async |rpc: &str, timeout: Option<&str>| {
+            let mut request = Request::builder().uri(format!("/wxhub.push.v1.PushService/{rpc}"));
+            if let Some(timeout) = timeout {
+                request = request.header("grpc-timeout", timeout);
+            }
+            code(&service.call(request.body(()).unwrap()).await.unwrap())
+        };
+        assert_eq!(ask("Upload", None).await, Code::Ok);
+        assert_eq!(ask("Upload", Some("1H")).await, Code::Ok);
+        assert_eq!(ask("Upload", Some("45S")).await, Code::DeadlineExceeded);
+        assert_eq!(ask("Send", Some("1H")).await, Code::DeadlineExceeded);
+    }
+
     #[test]
     fn the_callers_deadline_counts_up_to_the_longest() {
         let of = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert("grpc-timeout", value.parse().unwrap());
-            deadline(&headers)
+            deadline(&headers, LONGEST)
         };
         assert_eq!(of("250m"), Duration::from_millis(250));
         assert_eq!(of("3S"), Duration::from_secs(3));
@@ -248,6 +316,6 @@ mod tests {
         for malformed in ["", "S", "12", "-1S", "1s"] {
             assert_eq!(of(malformed), LONGEST, "{malformed}");
         }
-        assert_eq!(deadline(&HeaderMap::new()), LONGEST);
+        assert_eq!(deadline(&HeaderMap::new(), LONGEST), LONGEST);
     }
 }

@@ -206,6 +206,8 @@ impl Server {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|error| assembly(error.into()))?;
+        let trace = grpc::TraceLayer::new(self.descriptors);
+        let trace = trace.map_err(|error| assembly(error.into()))?;
         let mut server = transport();
         if let Some(tls) = self.tls {
             server = server
@@ -219,7 +221,7 @@ impl Server {
         let grpc = server
             .layer(
                 ServiceBuilder::new()
-                    .layer(grpc::TraceLayer::default())
+                    .layer(trace)
                     .layer(CallerLayer::new(self.catalog, self.rules)),
             )
             .serve_with_incoming_shutdown(
