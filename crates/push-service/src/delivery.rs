@@ -43,8 +43,9 @@ use self::{
 };
 pub(crate) use self::{pauses::Pauses, queue::Queue};
 use crate::{
+    broadcast::Broadcasts,
     doorbell::Doorbell,
-    message::{Content, Lane, Message, resume_trace},
+    message::{Content, Lane, Message, Priority, resume_trace},
     rate::{Rate, Taken},
     receipt::Receipts,
 };
@@ -82,6 +83,7 @@ impl Left {
 #[derive(Debug, Clone)]
 pub(crate) struct Delivery {
     pub(crate) queue: Queue,
+    pub(crate) broadcasts: Broadcasts,
     pub(crate) pauses: Arc<Pauses>,
     pub(crate) rate: Rate,
     pub(crate) clock: Clock,
@@ -171,7 +173,8 @@ impl Delivery {
 
     /// Takes up what other workers left SENDING when they died.
     async fn recover(&self) -> Result<(), DbErr> {
-        let lost = self.queue.lost().await?;
+        let mut lost = self.queue.lost().await?;
+        self.broadcasts.fill(&mut lost).await?;
         let ended: Vec<Ended> = lost
             .iter()
             .filter_map(|message| {
@@ -242,6 +245,11 @@ impl Delivery {
         }
     }
 
+    /// Whether it is of a broadcast that does not run now: its state's change rings.
+    fn is_paused(&self, lane: &Lane) -> bool {
+        lane.priority == Priority::Broadcast && self.broadcasts.is_paused(&lane.whose)
+    }
+
     fn app(&self, app_id: &str) -> Option<Arc<App>> {
         self.catalog.current().app(app_id).cloned()
     }
@@ -294,6 +302,9 @@ impl Worker {
         let mut due = Vec::with_capacity(survey.due.len());
         for (text, _) in survey.due {
             let lane = Lane::parse(&text);
+            if lane.as_ref().is_some_and(|lane| delivery.is_paused(lane)) {
+                continue;
+            }
             let pause = lane.as_ref().map(|lane| delivery.pauses.left(lane, now));
             match pause.flatten() {
                 Some(pause) => left.sooner(Instant::now() + pause),
@@ -327,8 +338,9 @@ impl Worker {
         if picked.message_ids.is_empty() {
             return Ok(left);
         }
-        let claim = delivery.queue.claim(&picked.message_ids).await?;
+        let mut claim = delivery.queue.claim(&picked.message_ids).await?;
         delivery.give_back(taken, &claim).await;
+        delivery.broadcasts.fill(&mut claim.messages).await?;
         self.start(claim);
         Ok(left)
     }
@@ -401,6 +413,7 @@ mod tests {
     use crate::{
         PushService,
         account::Accounts,
+        broadcast,
         database::Database,
         form,
         message::{Customer, Messages, NewMessage, Recipient, Sender, store::Store},
@@ -455,8 +468,17 @@ mod tests {
             clock: clock.clone(),
             tasks: TaskTracker::new(),
         };
+        let broadcasts = Broadcasts::new(
+            broadcast::Store {
+                database: queue.database.clone(),
+            },
+            doorbell.clone(),
+            catalog.clone(),
+            clock.clone(),
+        );
         let delivery = Delivery {
             queue,
+            broadcasts,
             pauses: Arc::default(),
             rate: Rate::new(None, clock.clone()),
             clock,

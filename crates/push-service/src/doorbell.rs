@@ -1,4 +1,4 @@
-//! The doorbell: tells workers that a message was stored, so that it leaves at once. A ring that is lost delays a
+//! The doorbell: tells workers that a message was stored, so that it leaves at once, or that a broadcast changed. A ring that is lost delays a
 //! message until the next poll, never longer.
 
 use std::{sync::Arc, time::Duration};
@@ -13,6 +13,9 @@ use tracing::{debug, warn};
 
 /// What every replica subscribes to. A channel keeps nothing, so it needs no TTL.
 const CHANNEL: &str = "wxhub:push:v1:doorbell";
+/// What is said on it: a message is due, or a broadcast's state changed.
+const MESSAGE: &str = "";
+const BROADCAST: &str = "broadcast";
 /// How long to wait before subscribing again after Redis was lost.
 const RECONNECT: Duration = Duration::from_secs(1);
 
@@ -20,6 +23,7 @@ const RECONNECT: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct Doorbell {
     local: Arc<Notify>,
+    broadcasts: Arc<Notify>,
     remote: Option<Remote>,
 }
 
@@ -48,17 +52,38 @@ impl Doorbell {
             None => None,
         };
         Ok(Self {
-            local: Arc::new(Notify::new()),
+            local: Arc::default(),
+            broadcasts: Arc::default(),
             remote,
         })
     }
 
     /// Tells that something is due.
     pub(crate) async fn ring(&self) {
+        self.ring_here();
+        self.publish(MESSAGE).await;
+    }
+
+    /// Tells this process alone.
+    pub(crate) fn ring_here(&self) {
         self.local.notify_one();
+    }
+
+    /// Tells that a broadcast's state changed.
+    pub(crate) async fn ring_broadcasts(&self) {
+        self.ring_broadcasts_here();
+        self.publish(BROADCAST).await;
+    }
+
+    /// Tells this process alone.
+    pub(crate) fn ring_broadcasts_here(&self) {
+        self.broadcasts.notify_one();
+    }
+
+    async fn publish(&self, what: &str) {
         if let Some(remote) = &self.remote {
             let mut publisher = remote.publisher.clone();
-            if let Err(error) = publisher.publish(CHANNEL, "").await {
+            if let Err(error) = publisher.publish(CHANNEL, what).await {
                 debug!("the other replicas were not woken: {error}");
             }
         }
@@ -67,6 +92,11 @@ impl Doorbell {
     /// Returns when it rang since the last call.
     pub(crate) async fn rung(&self) {
         self.local.notified().await;
+    }
+
+    /// Returns when a broadcast's state changed since the last call.
+    pub(crate) async fn broadcasts_rung(&self) {
+        self.broadcasts.notified().await;
     }
 
     /// Listens to the other replicas until the token is cancelled; in memory there is nobody to listen to.
@@ -99,8 +129,12 @@ impl Doorbell {
             .map_err(std::io::Error::from)??;
         pubsub.subscribe(CHANNEL).await?;
         let mut rings = pubsub.into_on_message();
-        while rings.next().await.is_some() {
-            self.local.notify_one();
+        while let Some(ring) = rings.next().await {
+            if ring.get_payload_bytes() == BROADCAST.as_bytes() {
+                self.ring_broadcasts_here();
+            } else {
+                self.ring_here();
+            }
         }
         Ok(())
     }

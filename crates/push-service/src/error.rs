@@ -7,12 +7,19 @@ use service_kit::status;
 use tonic::{Code, Status};
 use tracing::{error, warn};
 
-use crate::message::{State, Violation};
+use crate::{
+    broadcast,
+    message::{State, Violation},
+};
 
 /// The reasons of ErrorInfo that push-service alone gives. They are part of the API: never renamed.
 mod reason {
     pub(super) const MESSAGE_NOT_FOUND: &str = "MESSAGE_NOT_FOUND";
     pub(super) const ACCOUNT_NOT_BOUND: &str = "ACCOUNT_NOT_BOUND";
+    pub(super) const BROADCAST_NOT_FOUND: &str = "BROADCAST_NOT_FOUND";
+    pub(super) const BROADCAST_STATE_WRONG: &str = "BROADCAST_STATE_WRONG";
+    pub(super) const BROADCAST_EMPTY: &str = "BROADCAST_EMPTY";
+    pub(super) const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
     pub(super) const FORM_ID_MISSING: &str = "FORM_ID_MISSING";
     pub(super) const MESSAGE_NOT_CANCELLABLE: &str = "MESSAGE_NOT_CANCELLABLE";
     pub(super) const MESSAGE_NOT_RETRYABLE: &str = "MESSAGE_NOT_RETRYABLE";
@@ -35,6 +42,20 @@ pub(crate) enum Error {
     NotRetryable(State),
     #[error("no WeChat user is bound to the account")]
     AccountNotBound,
+    #[error("no such broadcast")]
+    BroadcastNotFound,
+    #[error("the broadcast is in another state")]
+    BroadcastState {
+        state: broadcast::State,
+        /// Those in which it would work.
+        wanted: Vec<&'static str>,
+    },
+    #[error("the broadcast has no recipients")]
+    BroadcastEmpty,
+    #[error("the next part of an upload did not come in time")]
+    UploadStalled,
+    #[error("the service shuts down")]
+    ShuttingDown,
     #[error("no form_id is stored for the user")]
     NoForm,
     #[error("others were faster each time")]
@@ -73,7 +94,7 @@ impl From<Error> for Status {
             Error::Invalid(violations) => status::invalid_fields(violations),
             Error::RequestIdReused => status::invalid_field(
                 "request_id",
-                "was used before for a message with other content or another recipient",
+                "was used before for something with other content or another recipient",
             ),
             Error::MessageNotFound => status::error(
                 Code::NotFound,
@@ -98,6 +119,37 @@ impl From<Error> for Status {
                 reason::ACCOUNT_NOT_BOUND,
                 "no WeChat user is bound to this account in this app: see CreateBindLink of auth-service",
             )
+            .build(),
+            Error::BroadcastNotFound => status::error(
+                Code::NotFound,
+                reason::BROADCAST_NOT_FOUND,
+                "no broadcast with this id is open to the caller",
+            )
+            .build(),
+            Error::BroadcastState { state, wanted } => status::error(
+                Code::FailedPrecondition,
+                reason::BROADCAST_STATE_WRONG,
+                format!("the broadcast is {}: it has to be {}", state.name(), wanted.join(" or ")),
+            )
+            .build(),
+            Error::BroadcastEmpty => status::error(
+                Code::FailedPrecondition,
+                reason::BROADCAST_EMPTY,
+                "the broadcast has no recipients yet: add them first",
+            )
+            .build(),
+            Error::UploadStalled => status::error(
+                Code::DeadlineExceeded,
+                status::reason::DEADLINE_EXCEEDED,
+                "the next part did not come in time; what came before is stored",
+            )
+            .build(),
+            Error::ShuttingDown => status::error(
+                Code::Unavailable,
+                reason::SHUTTING_DOWN,
+                "this replica shuts down: ask again, another one answers",
+            )
+            .retry_after(Duration::from_secs(1))
             .build(),
             Error::NoForm => status::error(
                 Code::FailedPrecondition,

@@ -11,10 +11,10 @@ use std::pin::Pin;
 
 use futures_util::Stream;
 use proto::push::v1::{self as wire, push_service_server::PushService};
-use service_kit::{Caller, CatalogHandle, Scope, caller::Rules};
+use service_kit::{Caller, CatalogHandle, Scope, caller::Rules, ops::Readiness};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{account::Accounts, message::Messages, typing::Typing};
+use crate::{account::Accounts, broadcast::Broadcasts, message::Messages, typing::Typing};
 
 /// Health is told for these.
 pub(crate) const NAMES: &[&str] = &["wxhub.push.v1.PushService"];
@@ -23,6 +23,8 @@ pub(crate) const NAMES: &[&str] = &["wxhub.push.v1.PushService"];
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
     pub(crate) messages: Messages,
+    pub(crate) broadcasts: Broadcasts,
+    pub(crate) readiness: Readiness,
     pub(crate) typing: Typing,
     pub(crate) accounts: Accounts,
     pub(crate) catalog: CatalogHandle,

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "being built")]
 
 mod account;
+mod broadcast;
 mod callback;
 mod config;
 mod database;
@@ -42,6 +43,7 @@ use wechat::{Client, ClientOptions};
 
 use self::{
     account::Accounts,
+    broadcast::Broadcasts,
     callback::{Callbacks, seen::Seen},
     database::Database,
     delivery::{Delivery, POLL, Queue, UPSTREAM_DEADLINE},
@@ -140,7 +142,16 @@ impl App {
             tokens: tokens.clone(),
             clock: clock.clone(),
         };
+        let broadcasts = Broadcasts::new(
+            broadcast::Store {
+                database: database.clone(),
+            },
+            doorbell.clone(),
+            catalog.clone(),
+            clock.clone(),
+        );
         let delivery = Delivery {
+            broadcasts: broadcasts.clone(),
             queue: Queue {
                 database: database.clone(),
             },
@@ -177,6 +188,10 @@ impl App {
         workers.add("doorbell", |stop| doorbell.run(stop));
         workers.add("receipts", |stop| recorder.run(stop));
         workers.add("delivery", |stop| delivery.run(stop));
+        workers.add("broadcasts", {
+            let (broadcasts, readiness) = (broadcasts.clone(), readiness.clone());
+            |stop| broadcasts.run(readiness, stop)
+        });
         workers.add("acceptance", |stop| async move {
             stop.cancelled().await;
             tasks.close();
@@ -196,6 +211,8 @@ impl App {
         };
         let rpc = grpc::Service {
             messages,
+            broadcasts,
+            readiness: readiness.clone(),
             typing,
             accounts,
             catalog: catalog.clone(),

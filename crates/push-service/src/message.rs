@@ -97,7 +97,7 @@ impl Messages {
         message_id: &str,
     ) -> Result<Message, Error> {
         let message = self.get(caller, message_id).await?;
-        let cancelled = self.store.cancel(&message.message_id).await?;
+        let cancelled = self.store.cancel(&message).await?;
         let message = self.get(caller, &message.message_id).await?;
         match message.state {
             State::Cancelled => {
@@ -121,7 +121,7 @@ impl Messages {
         message_id: &str,
     ) -> Result<Message, Error> {
         let message = self.get(caller, message_id).await?;
-        let queued = self.store.retry(&message.message_id).await?;
+        let queued = self.store.retry(&message).await?;
         let message = self.get(caller, &message.message_id).await?;
         if queued {
             info!(

@@ -7,6 +7,7 @@ mod m20261121_000002_form;
 mod m20261121_000003_message_time;
 mod m20261121_000004_lane;
 mod m20261121_000005_receipt;
+mod m20261121_000006_broadcast;
 mod m20261121_000007_account;
 
 use sea_orm_migration::{
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000003_message_time::Migration),
             Box::new(m20261121_000004_lane::Migration),
             Box::new(m20261121_000005_receipt::Migration),
+            Box::new(m20261121_000006_broadcast::Migration),
             Box::new(m20261121_000007_account::Migration),
         ]
     }
@@ -82,12 +84,15 @@ mod tests {
 
     use super::*;
 
-    const INDICES: [(&str, &str); 5] = [
+    const INDICES: [(&str, &str); 8] = [
         ("message", "message_lane"),
         ("message", "message_app"),
         ("message", "message_receipt"),
         ("receipt", "receipt_oldest"),
         ("form", "form_soonest"),
+        ("broadcast", "broadcast_request"),
+        ("broadcast", "broadcast_app"),
+        ("broadcast", "broadcast_state"),
     ];
 
     #[tokio::test]

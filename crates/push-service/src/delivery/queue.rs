@@ -5,13 +5,14 @@ use std::{collections::HashMap, time::Duration};
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveEnum as _, ColumnTrait as _, ConnectionTrait, DbErr, EntityTrait as _, ExprTrait as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, TransactionTrait as _,
     sea_query::{Asterisk, CaseStatement, Expr, Query, SelectStatement, UnionType},
 };
 use service_kit::storage::within_deadline;
 use uuid::Uuid;
 
 use crate::{
+    broadcast::Tally,
     database::Database,
     message::{
         Message, State,
@@ -95,6 +96,17 @@ pub(super) enum Next {
     Expired,
 }
 
+impl Next {
+    fn state(&self) -> State {
+        match self {
+            Self::Sent { .. } => State::Sent,
+            Self::Queued { .. } | Self::First => State::Queued,
+            Self::Failed => State::Failed,
+            Self::Expired => State::Expired,
+        }
+    }
+}
+
 /// An outcome and the claim under which it is written.
 #[derive(Debug, Clone)]
 pub(super) struct Ended {
@@ -104,6 +116,13 @@ pub(super) struct Ended {
     /// The broadcast that counts it.
     pub(super) broadcast_id: Option<String>,
     pub(super) outcome: Outcome,
+}
+
+impl Ended {
+    /// Whether a broadcast counts it: what waits again does not change its counters.
+    fn is_counted(&self) -> bool {
+        self.broadcast_id.is_some() && self.outcome.next.state() != State::Queued
+    }
 }
 
 impl Queue {
@@ -249,8 +268,37 @@ impl Queue {
     /// Writes what became of messages and ends their claims; what a claim holds no more is left alone, so that a second
     /// write of one outcome changes nothing.
     pub(super) async fn write(&self, ended: &[&Ended]) -> Result<(), DbErr> {
-        self.write_all(&self.database.connection, ended).await?;
+        let (counted, others): (Vec<&Ended>, Vec<&Ended>) =
+            ended.iter().partition(|ended| ended.is_counted());
+        self.write_all(&self.database.connection, &others).await?;
+        if !counted.is_empty() && !self.write_counted(&counted).await? {
+            // Some claim is over: which, is told one by one.
+            for ended in counted {
+                self.write_counted(&[ended]).await?;
+            }
+        }
         Ok(())
+    }
+
+    /// Writes outcomes together with the counters of their broadcasts: all of it, or nothing and false when a claim holds
+    /// one of them no more.
+    async fn write_counted(&self, ended: &[&Ended]) -> Result<bool, DbErr> {
+        let mut tally = Tally::default();
+        for ended in ended {
+            let to = ended.outcome.next.state();
+            tally.moved(ended.broadcast_id.as_deref(), State::Sending, to, 1);
+        }
+        let query = async {
+            let transaction = self.database.connection.begin().await?;
+            if self.write_all(&transaction, ended).await? != ended.len() {
+                transaction.rollback().await?;
+                return Ok(false);
+            }
+            tally.write(&transaction).await?;
+            transaction.commit().await?;
+            Ok(true)
+        };
+        within_deadline(query).await
     }
 
     /// Returns how many of them their claims still held.
@@ -284,13 +332,7 @@ impl Queue {
             update.value(column, each(group, value));
         };
         set(Column::State, &|ended| {
-            let state = match ended.outcome.next {
-                Next::Sent { .. } => State::Sent,
-                Next::Queued { .. } | Next::First => State::Queued,
-                Next::Failed => State::Failed,
-                Next::Expired => State::Expired,
-            };
-            Expr::value(state.to_value())
+            Expr::value(ended.outcome.next.state().to_value())
         });
         set(Column::NextAttemptTime, &|ended| match ended.outcome.next {
             Next::Queued { delay } => self.database.after(delay),

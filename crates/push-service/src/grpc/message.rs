@@ -187,12 +187,7 @@ fn new_message(
             None
         }
     };
-    if request.request_id.len() > MAX_REQUEST_ID || !is_key(&request.request_id) {
-        violations.push((
-            "request_id".to_owned(),
-            format!("must be at most {MAX_REQUEST_ID} visible ASCII characters"),
-        ));
-    }
+    check_request_id(&request.request_id, &mut violations);
     let content = match request.content {
         None => {
             let problem = "must be one of template, subscribe, customer and form_template";
@@ -243,23 +238,39 @@ pub(super) fn recipient(open_id: String, account: String) -> Result<Recipient, V
     }
 }
 
+pub(super) fn check_request_id(request_id: &str, violations: &mut Vec<Violation>) {
+    if request_id.len() > MAX_REQUEST_ID || !is_key(request_id) {
+        violations.push((
+            "request_id".to_owned(),
+            format!("must be at most {MAX_REQUEST_ID} visible ASCII characters"),
+        ));
+    }
+}
+
+/// A time of the field, where one is given.
+pub(super) fn read_time(
+    field: &str,
+    time: Option<Timestamp>,
+    now: DateTime<Utc>,
+    violations: &mut Vec<Violation>,
+) -> Option<DateTime<Utc>> {
+    let time = moment_from_pb(time?).filter(|time| *time <= now + FARTHEST);
+    if time.is_none() {
+        let problem = format!("must be a time within {} days", FARTHEST.num_days());
+        violations.push((field.to_owned(), problem));
+    }
+    // The database keeps microseconds, and a repeated request has to compare equal.
+    time.map(|time| time.trunc_subsecs(6))
+}
+
 /// When the message may go out, from and until; nothing where it may always.
 fn times(
     request: &SendMessageRequest,
     now: DateTime<Utc>,
     violations: &mut Vec<Violation>,
 ) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
-    let mut read = |field: &str, time: Option<Timestamp>| {
-        let time = moment_from_pb(time?).filter(|time| *time <= now + FARTHEST);
-        if time.is_none() {
-            let problem = format!("must be a time within {} days", FARTHEST.num_days());
-            violations.push((field.to_owned(), problem));
-        }
-        // The database keeps microseconds, and a repeated request has to compare equal.
-        time.map(|time| time.trunc_subsecs(6))
-    };
-    let schedule_time = read("schedule_time", request.schedule_time);
-    let expire_time = read("expire_time", request.expire_time);
+    let schedule_time = read_time("schedule_time", request.schedule_time, now, violations);
+    let expire_time = read_time("expire_time", request.expire_time, now, violations);
     if let Some(expires) = expire_time
         && (expires <= now || Some(expires) <= schedule_time)
     {

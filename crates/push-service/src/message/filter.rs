@@ -13,10 +13,11 @@ use uuid::Uuid;
 use wechat::AppId;
 
 use super::{
-    Shown,
+    Shown, State,
     entity::{Column, Entity, Model},
     store::Store,
 };
+use crate::broadcast::Tally;
 
 /// Rows that one call looks at, at most.
 const WINDOW: u64 = 10_000;
@@ -163,11 +164,16 @@ impl Store {
     async fn requeue(&self, messages: &[Model]) -> Result<u64, DbErr> {
         let transaction = self.database.connection.begin().await?;
         let mut requeued = 0;
+        let mut tally = Tally::default();
         for of_one in messages.chunk_by(|one, other| one.broadcast_id == other.broadcast_id) {
             let ids = of_one.iter().map(|message| &message.message_id);
             let update = self.requeuing().filter(Column::MessageId.is_in(ids));
-            requeued += update.exec(&transaction).await?.rows_affected;
+            let count = update.exec(&transaction).await?.rows_affected;
+            let broadcast_id = of_one.first().and_then(|one| one.broadcast_id.as_deref());
+            tally.moved(broadcast_id, State::Failed, State::Queued, count);
+            requeued += count;
         }
+        tally.write(&transaction).await?;
         transaction.commit().await?;
         Ok(requeued)
     }

@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveEnum as _, ColumnTrait as _, ConnectionTrait as _, DbErr, EntityTrait as _,
-    ExprTrait as _, QueryFilter as _, SqlErr, TransactionTrait as _, UpdateMany,
+    ActiveEnum as _, ColumnTrait as _, ConnectionTrait, DbErr, EntityTrait as _, ExprTrait as _,
+    QueryFilter as _, SqlErr, TransactionTrait as _, UpdateMany,
     sea_query::{Expr, Query},
 };
 use service_kit::storage::{self, within_deadline};
@@ -12,7 +12,7 @@ use super::{
     Sender,
     entity::{Column, Entity, Model, State},
 };
-use crate::{database::Database, form};
+use crate::{broadcast::Tally, database::Database, form};
 
 /// Reads and writes messages.
 #[derive(Debug, Clone)]
@@ -35,6 +35,35 @@ impl Store {
     /// Stores messages together with their request_ids, and takes their form_ids out of the pool: all or nothing.
     pub(crate) async fn insert(&self, messages: &[Model]) -> Result<Inserted, DbErr> {
         let transaction = self.database.connection.begin().await?;
+        match self.insert_into(&transaction, messages).await {
+            Ok(()) => {}
+            Err(error)
+                if storage::is_deadlock(&error)
+                    || matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) =>
+            {
+                transaction.rollback().await?;
+                return Ok(Inserted::RequestRepeated);
+            }
+            Err(error) => return Err(error),
+        }
+        for message in messages {
+            if let Some(form_id) = &message.form_id
+                && !form::Store::take(&transaction, &message.app_id, form_id).await?
+            {
+                transaction.rollback().await?;
+                return Ok(Inserted::FormTaken);
+            }
+        }
+        transaction.commit().await?;
+        Ok(Inserted::Stored)
+    }
+
+    /// The rows alone, as a part of a transaction.
+    pub(crate) async fn insert_into(
+        &self,
+        connection: &impl ConnectionTrait,
+        messages: &[Model],
+    ) -> Result<(), DbErr> {
         let mut insert = Query::insert();
         insert.into_table(Entity).columns([
             Column::MessageId,
@@ -88,27 +117,8 @@ impl Store {
                 ])
                 .map_err(|error| DbErr::Custom(error.to_string()))?;
         }
-        match transaction.execute(&insert).await {
-            Ok(_) => {}
-            Err(error)
-                if storage::is_deadlock(&error)
-                    || matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) =>
-            {
-                transaction.rollback().await?;
-                return Ok(Inserted::RequestRepeated);
-            }
-            Err(error) => return Err(error),
-        }
-        for message in messages {
-            if let Some(form_id) = &message.form_id
-                && !form::Store::take(&transaction, &message.app_id, form_id).await?
-            {
-                transaction.rollback().await?;
-                return Ok(Inserted::FormTaken);
-            }
-        }
-        transaction.commit().await?;
-        Ok(Inserted::Stored)
+        connection.execute(&insert).await?;
+        Ok(())
     }
 
     /// The message with this id.
@@ -135,26 +145,24 @@ impl Store {
     }
 
     /// Takes a message back that is not on the wire. Returns whether it was taken.
-    pub(crate) async fn cancel(&self, message_id: &str) -> Result<bool, DbErr> {
+    pub(crate) async fn cancel(&self, message: &Model) -> Result<bool, DbErr> {
         let update = Entity::update_many()
             .col_expr(Column::State, Expr::value(State::Cancelled.to_value()))
             .col_expr(Column::NextAttemptTime, Expr::value(None::<DateTime<Utc>>))
             .col_expr(Column::ClaimId, Expr::value(None::<String>))
-            .filter(Column::MessageId.eq(message_id))
-            .filter(Column::State.eq(State::Queued))
-            .exec(&self.database.connection);
-        let written = within_deadline(update).await?;
-        Ok(written.rows_affected > 0)
+            .filter(Column::MessageId.eq(&message.message_id))
+            .filter(Column::State.eq(State::Queued));
+        self.counted(message, State::Queued, State::Cancelled, update)
+            .await
     }
 
     /// Queues a message that failed. Returns whether it was queued.
-    pub(crate) async fn retry(&self, message_id: &str) -> Result<bool, DbErr> {
+    pub(crate) async fn retry(&self, message: &Model) -> Result<bool, DbErr> {
         let update = self
             .requeuing()
-            .filter(Column::MessageId.eq(message_id))
-            .exec(&self.database.connection);
-        let written = within_deadline(update).await?;
-        Ok(written.rows_affected > 0)
+            .filter(Column::MessageId.eq(&message.message_id));
+        self.counted(message, State::Failed, State::Queued, update)
+            .await
     }
 
     /// Queues messages that failed, as if they had never been tried; where an attempt's outcome is unknown the user may
@@ -171,5 +179,32 @@ impl Store {
             )
             .col_expr(Column::AmbiguousTime, Expr::value(None::<DateTime<Utc>>))
             .filter(Column::State.eq(State::Failed))
+    }
+
+    /// Carries out a change of one message's state, together with its broadcast's counters. Returns whether there was
+    /// something to change.
+    async fn counted(
+        &self,
+        message: &Model,
+        from: State,
+        to: State,
+        update: UpdateMany<Entity>,
+    ) -> Result<bool, DbErr> {
+        let mut tally = Tally::default();
+        tally.moved(message.broadcast_id.as_deref(), from, to, 1);
+        let query = async {
+            if tally.is_empty() {
+                let written = update.exec(&self.database.connection).await?;
+                return Ok(written.rows_affected > 0);
+            }
+            let transaction = self.database.connection.begin().await?;
+            let written = update.exec(&transaction).await?.rows_affected > 0;
+            if written {
+                tally.write(&transaction).await?;
+            }
+            transaction.commit().await?;
+            Ok(written)
+        };
+        within_deadline(query).await
     }
 }

@@ -17,6 +17,7 @@ use super::{
     same_words,
 };
 use crate::{
+    broadcast::Tally,
     database::{self, Database},
     message::{
         FailedAttempt, State,
@@ -148,7 +149,8 @@ impl Store {
         let query = async {
             let transaction = self.database.connection.begin().await?;
             let (mut got, mut missed) = (0, 0);
-            for ((_, time), message_ids) in delivered {
+            let mut tally = Tally::default();
+            for ((broadcast_id, time), message_ids) in delivered {
                 let update = Messages::update_many()
                     .col_expr(
                         MessageColumn::State,
@@ -158,11 +160,21 @@ impl Store {
                     .filter(MessageColumn::MessageId.is_in(message_ids))
                     .filter(MessageColumn::State.eq(State::Sent))
                     .exec(&transaction);
-                got += update.await?.rows_affected;
+                let count = update.await?.rows_affected;
+                tally.moved(
+                    broadcast_id.as_deref(),
+                    State::Sent,
+                    State::Delivered,
+                    count,
+                );
+                got += count;
             }
             for (message_id, receipt) in failed {
-                missed += self.fail(&transaction, message_id, receipt).await?;
+                missed += self
+                    .fail(&transaction, message_id, receipt, &mut tally)
+                    .await?;
             }
+            tally.write(&transaction).await?;
             transaction.commit().await?;
             metrics::receipts("delivered", got);
             metrics::receipts("failed", missed);
@@ -177,6 +189,7 @@ impl Store {
         connection: &impl ConnectionTrait,
         message_id: &str,
         receipt: &Model,
+        tally: &mut Tally,
     ) -> Result<u64, DbErr> {
         let Some(message) = Messages::find_by_id(message_id).one(connection).await? else {
             return Ok(0);
@@ -200,14 +213,21 @@ impl Store {
             .filter(MessageColumn::State.eq(State::Sent))
             .exec(connection)
             .await?;
-        if updated.rows_affected > 0 {
+        let count = updated.rows_affected;
+        tally.moved(
+            message.broadcast_id.as_deref(),
+            State::Sent,
+            State::Failed,
+            count,
+        );
+        if count > 0 {
             info!(
                 message.id = message_id,
                 errcode = receipt.errcode,
                 "not delivered: {errmsg}"
             );
         }
-        Ok(updated.rows_affected)
+        Ok(count)
     }
 
     /// The first receipt of a message counts.

@@ -12,6 +12,7 @@
 mod accept;
 mod account;
 mod batch;
+mod broadcast;
 mod callback;
 mod delivery;
 mod form;
