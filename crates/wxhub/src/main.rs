@@ -9,6 +9,7 @@ mod migrate;
 mod operator;
 mod push;
 mod secret;
+mod send;
 mod session;
 mod table;
 mod token;
@@ -46,7 +47,9 @@ enum Verb {
     User(Box<user::Args>),
     /// Look after users' sessions: list, revoke
     Session(Box<session::Args>),
-    /// Look after messages: show
+    /// Send a message to one user
+    Send(Box<send::Args>),
+    /// Look after messages: list, show, retry
     Message(Box<message::Args>),
 }
 
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Verb::Account(args) => runtime.block_on(account::run(*args)),
         Verb::User(args) => runtime.block_on(user::run(*args)),
         Verb::Session(args) => runtime.block_on(session::run(*args)),
+        Verb::Send(args) => runtime.block_on(send::run(*args)),
         Verb::Message(args) => runtime.block_on(message::run(*args)),
     });
     match ran {

@@ -1,9 +1,18 @@
-//! The way of the operator's verbs to push-service.
+//! The way of the operator's verbs to push-service, and what those verbs have in common.
+
+mod content;
+mod progress;
+mod when;
 
 use proto::push::v1::push_service_client::PushServiceClient;
 use service_kit::{Problems, Settings, client::PeerChannel};
 use tonic::Status;
 
+pub(crate) use self::{
+    content::{Content, ContentArgs},
+    progress::{counted, counter, progress},
+    when::When,
+};
 use crate::{operator::Access, token::Refused};
 
 /// How to reach push-service, by the names that the services use.

@@ -1,14 +1,64 @@
 //! Messages, as people and programs read them.
 
+use std::time::SystemTime;
+
 use proto::push::v1::{FailedAttempt, Message};
 use serde_json::{Value, json};
 
-use crate::table::{aligned, rfc_3339, to_the_second};
+use crate::table::{aligned, from, rfc_3339, to_the_second};
 
 /// The state's name, without the enum's prefix.
 pub(crate) fn state(message: &Message) -> &'static str {
     let name = message.state().as_str_name();
     name.strip_prefix("MESSAGE_STATE_").unwrap_or(name)
+}
+
+/// Where it is and what it waits for, in one line.
+pub(crate) fn standing(message: &Message, now: SystemTime) -> String {
+    let mut line = format!("{} is {}", message.message_id, state(message));
+    if message.next_attempt_time.is_some() {
+        line += &format!(", due {}", from(now, message.next_attempt_time));
+    }
+    if message.attempts > 0 {
+        line += &format!(", tried {} times", message.attempts);
+    }
+    if !message.errmsg.is_empty() {
+        line += &format!(": {} {}", message.errcode, plain(&message.errmsg));
+    }
+    line
+}
+
+/// A line for each message.
+pub(crate) fn table(messages: &[Message]) -> String {
+    let head = [
+        "MESSAGE_ID",
+        "STATE",
+        "ATTEMPTS",
+        "ACCEPTED",
+        "SENT",
+        "OPEN_ID",
+        "ERRCODE",
+        "ERRMSG",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows.extend(messages.iter().map(|message| {
+        vec![
+            message.message_id.clone(),
+            state(message).to_owned(),
+            message.attempts.to_string(),
+            to_the_second(message.create_time),
+            to_the_second(message.sent_time),
+            message.open_id.clone(),
+            message.errcode.to_string(),
+            plain(&message.errmsg),
+        ]
+    }));
+    aligned(&rows)
+}
+
+/// A text on one line: WeChat worded it, or a caller did.
+fn plain(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 pub(crate) fn object(message: &Message) -> Value {
@@ -46,10 +96,8 @@ pub(crate) fn object(message: &Message) -> Value {
 
 /// A line for each thing there is to tell.
 pub(crate) fn details(message: &Message) -> String {
-    let text = |name: &str, value: &str| {
-        // WeChat worded some of it, or a caller did.
-        (!value.is_empty()).then(|| vec![name.to_owned(), value.replace(char::is_control, " ")])
-    };
+    let text =
+        |name: &str, value: &str| (!value.is_empty()).then(|| vec![name.to_owned(), plain(value)]);
     let time = |name: &str, value| text(name, rfc_3339(value).as_deref().unwrap_or_default());
     let number = |name: &str, value: i64| text(name, &value.to_string());
     let mut rows = vec![
@@ -94,4 +142,61 @@ pub(crate) fn details(message: &Message) -> String {
     }));
     let rows: Vec<_> = rows.into_iter().flatten().collect();
     aligned(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proto::push::v1::MessageState;
+
+    use super::*;
+
+    #[test]
+    fn a_message_is_shown_with_its_attempts_and_keeps_to_its_lines() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let time = |seconds| Some((SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).into());
+        let message = Message {
+            message_id: "0197".to_owned(),
+            app_id: "wx2".to_owned(),
+            open_id: "oA".to_owned(),
+            state: MessageState::Queued.into(),
+            attempts: 2,
+            errcode: 43108,
+            errmsg: "busy\n\u{1b}[2J".to_owned(),
+            create_time: time(999_000),
+            next_attempt_time: time(1_000_061),
+            failed_attempts: vec![FailedAttempt {
+                time: time(999_001),
+                errcode: 0,
+                errmsg: "timed out".to_owned(),
+                outcome_unknown: true,
+            }],
+            ..Message::default()
+        };
+        assert_eq!(
+            details(&message),
+            "\
+message_id    0197
+app_id        wx2
+open_id       oA
+state         QUEUED
+attempts      2
+errcode       43108
+errmsg        busy  [2J
+accepted      1970-01-12T13:30:00Z
+next attempt  1970-01-12T13:47:41Z
+not accepted  1970-01-12T13:30:01Z  0  timed out (outcome unknown)"
+        );
+        assert_eq!(
+            standing(&message, now),
+            "0197 is QUEUED, due in 1m01s, tried 2 times: 43108 busy  [2J"
+        );
+        assert_eq!(
+            table(std::slice::from_ref(&message)),
+            "\
+MESSAGE_ID  STATE   ATTEMPTS  ACCEPTED              SENT  OPEN_ID  ERRCODE  ERRMSG
+0197        QUEUED  2         1970-01-12T13:30:00Z  -     oA       43108    busy  [2J"
+        );
+    }
 }

@@ -42,6 +42,20 @@ impl Refused {
         }
     }
 
+    /// What to do about it, where that is not in the message.
+    fn hint(&self) -> Option<&'static str> {
+        let info = self.status.get_details_error_info()?;
+        Some(match info.reason.as_str() {
+            "PEER_UNAVAILABLE" => "does it run, and at that URL? --help names the setting",
+            "CALLER_KEY_INVALID" => {
+                "WXHUB_CALLER_KEY is the key of a caller in wxhub.toml; of `wxhub dev` it is dev-key"
+            }
+            "ACCOUNT_NOT_BOUND" => "`wxhub account show` tells to whom an account is bound",
+            "MESSAGE_NOT_FOUND" => "`wxhub message list --app APP` shows an app's messages",
+            _ => return None,
+        })
+    }
+
     fn retry_after(&self) -> Option<Duration> {
         self.status.get_details_retry_info()?.retry_delay
     }
@@ -53,7 +67,7 @@ impl From<Status> for Refused {
     }
 }
 
-/// The message, the reason, and when to come back.
+/// The message, the reason, when to come back, and what to do.
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.service, self.status.message())?;
@@ -61,8 +75,12 @@ impl fmt::Display for Refused {
             Some(info) => write!(f, " ({})", info.reason)?,
             None => write!(f, " ({:?})", self.status.code())?,
         }
-        match self.retry_after() {
-            Some(delay) => write!(f, "; try again in {} s", delay.as_millis().div_ceil(1_000)),
+        if let Some(delay) = self.retry_after() {
+            let seconds = delay.as_millis().div_ceil(1_000);
+            write!(f, "; try again in {seconds} s")?;
+        }
+        match self.hint() {
+            Some(hint) => write!(f, "\nhint: {hint}"),
             None => Ok(()),
         }
     }
@@ -86,6 +104,12 @@ mod tests {
             "token-service: refreshed just now (REFRESH_TOO_SOON); try again in 30 s"
         );
         assert!(refused.is_temporary());
+        let status = status::error(Code::NotFound, "MESSAGE_NOT_FOUND", "no such message");
+        assert_eq!(
+            Refused::by("push-service", status.build()).to_string(),
+            "push-service: no such message (MESSAGE_NOT_FOUND)\n\
+             hint: `wxhub message list --app APP` shows an app's messages"
+        );
         let refused = Refused::from(Status::unimplemented("no such RPC here"));
         assert_eq!(
             refused.to_string(),

@@ -11,6 +11,7 @@
 mod account;
 mod demo;
 mod dev;
+mod message;
 mod migrate;
 mod pages;
 mod running;
