@@ -1,6 +1,6 @@
 //! push-service's settings.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 use service_kit::{
@@ -10,6 +10,8 @@ use service_kit::{
 };
 use tonic::transport::ServerTlsConfig;
 use url::Url;
+
+use crate::prune;
 
 /// Its ports where none are set.
 pub const PORTS: Ports = Ports {
@@ -35,6 +37,8 @@ pub struct Config {
     pub token_service: Peer,
     /// Who verifies the sessions of `POST /form`.
     pub auth_service: Peer,
+    /// How long finished messages are kept.
+    pub message_max_age: Duration,
     /// TLS on the gRPC port; none is plain text.
     pub tls: Option<ServerTlsConfig>,
 }
@@ -55,6 +59,7 @@ impl Config {
         let upstream = settings.upstream(&mut problems);
         let token_service = settings.token_service(&mut problems);
         let auth_service = settings.auth_service(&mut problems);
+        let message_max_age = settings.message_max_age(&mut problems, prune::MAX_AGE);
         let tls = settings.server_tls(&mut problems);
         let checked = || {
             Some(Self {
@@ -65,6 +70,7 @@ impl Config {
                 wechat_api: upstream?.api,
                 token_service: token_service?,
                 auth_service: auth_service?,
+                message_max_age: message_max_age?,
                 tls: tls?,
             })
         };

@@ -55,3 +55,11 @@ pub(crate) fn moment(clock: &Clock) -> DateTime<Utc> {
 pub(crate) fn is_key(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_graphic())
 }
+
+/// A list with its last entry repeated up to a power of two: a statement of a few shapes is prepared a few times, whereas
+/// one for each number of rows is prepared again and again.
+pub(crate) fn padded<T>(list: &[T]) -> impl Iterator<Item = &T> {
+    let superfluous = list.len().next_power_of_two() - list.len();
+    let last = list.last().into_iter().cycle().take(superfluous);
+    list.iter().chain(last)
+}

@@ -3,7 +3,10 @@
 #[expect(unreachable_pub, reason = "sea-orm derives public items")]
 mod entity;
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use sea_orm::{
     ActiveValue::Set,
@@ -15,7 +18,10 @@ use service_kit::storage::within_deadline;
 use wechat::{AppId, OpenId};
 
 use self::entity::{ActiveModel, Column, Entity};
-use crate::database::{self, Database};
+use crate::{
+    database::{self, Database, padded},
+    prune::Pruned,
+};
 
 /// How long WeChat takes a form_id.
 const LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -83,6 +89,33 @@ impl Store {
             .into_tuple()
             .one(&self.database.connection)
             .await
+    }
+
+    /// Removes form_ids that expired, the longest expired first.
+    pub(crate) async fn prune(&self, limit: u64) -> Result<Pruned, DbErr> {
+        let query = Entity::find()
+            .select_only()
+            .columns([Column::AppId, Column::FormId])
+            .filter(Expr::col(Column::ExpireTime).lte(self.database.now()))
+            .order_by_asc(Column::ExpireTime)
+            .limit(limit)
+            .into_tuple()
+            .all(&self.database.connection);
+        let found: Vec<(String, String)> = within_deadline(query).await?;
+        let more = found.len() as u64 == limit;
+        let mut by_app: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (app_id, form_id) in found {
+            by_app.entry(app_id).or_default().push(form_id);
+        }
+        let mut rows = 0;
+        for (app_id, form_ids) in by_app {
+            let delete = Entity::delete_many()
+                .filter(Column::AppId.eq(app_id))
+                .filter(Column::FormId.is_in(padded(&form_ids)))
+                .exec(&self.database.connection);
+            rows += within_deadline(delete).await?.rows_affected;
+        }
+        Ok(Pruned { rows, more })
     }
 
     /// Takes a form_id out of the pool; false when somebody else did.

@@ -15,6 +15,7 @@ mod http;
 mod message;
 mod metrics;
 mod migration;
+mod prune;
 mod rate;
 mod receipt;
 mod rule;
@@ -50,6 +51,7 @@ use self::{
     doorbell::Doorbell,
     http::Http,
     message::Messages,
+    prune::Pruning,
     rate::Rate,
     receipt::Receipts,
     typing::Typing,
@@ -123,9 +125,20 @@ impl App {
         };
         let auth = AuthServiceClient::new(config.auth_service.channel());
         let accounts = Accounts { auth: auth.clone() };
-        let (receipts, recorder) = Receipts::new(receipt::store::Store {
+        let receipt_store = receipt::store::Store {
             database: database.clone(),
-        });
+        };
+        let (receipts, recorder) = Receipts::new(receipt_store.clone());
+        let pruning = Pruning {
+            database: database.clone(),
+            receipts: receipt_store,
+            forms: forms.clone(),
+            broadcasts: broadcast::Store {
+                database: database.clone(),
+            },
+            max_age: config.message_max_age,
+            readiness: readiness.clone(),
+        };
         let tasks = TaskTracker::new();
         let messages = Messages {
             store,
@@ -186,6 +199,7 @@ impl App {
         });
         workers.add("tokens", |stop| tokens.watch(stop));
         workers.add("doorbell", |stop| doorbell.run(stop));
+        workers.add("pruning", |stop| pruning.run(stop));
         workers.add("receipts", |stop| recorder.run(stop));
         workers.add("delivery", |stop| delivery.run(stop));
         workers.add("broadcasts", {

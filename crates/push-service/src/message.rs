@@ -24,7 +24,7 @@ pub(crate) use self::{
     content::{Content, Customer, FormTemplate, Link, Outbound, Subscribe, Template, Violation},
     entity::{Model as Message, State},
     failed_attempt::FailedAttempt,
-    filter::{Filter, Found, REQUEUED},
+    filter::{Filter, Found, REQUEUED, first_id},
     lane::{Lane, Priority},
     shown::Shown,
 };

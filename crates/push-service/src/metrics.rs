@@ -9,8 +9,8 @@ const ATTEMPTS: &str = "wxhub_push_attempts_total";
 const ATTEMPT_SECONDS: &str = "wxhub_push_attempt_duration_seconds";
 const QUEUED_SECONDS: &str = "wxhub_push_accepted_to_sent_seconds";
 const CALLBACKS: &str = "wxhub_push_callbacks_total";
-
 const RECEIPTS: &str = "wxhub_push_receipts_total";
+const PRUNED: &str = "wxhub_push_pruned_rows_total";
 
 /// Says what each metric is, once, at start.
 pub(crate) fn describe() {
@@ -40,6 +40,11 @@ pub(crate) fn describe() {
         Unit::Count,
         "What WeChat told of messages that it had accepted, by result"
     );
+    describe_counter!(
+        PRUNED,
+        Unit::Count,
+        "Rows removed because of their age, by table"
+    );
 }
 
 pub(crate) fn accepted(kind: &'static str) {
@@ -62,4 +67,8 @@ pub(crate) fn callback(outcome: &'static str) {
 /// Receipts that moved a message on, `delivered` or `failed`, and those that were `kept` since they found no SENT message.
 pub(crate) fn receipts(result: &'static str, count: u64) {
     counter!(RECEIPTS, "result" => result).increment(count);
+}
+
+pub(crate) fn pruned(table: &'static str, rows: u64) {
+    counter!(PRUNED, "table" => table).increment(rows);
 }

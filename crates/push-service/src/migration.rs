@@ -9,6 +9,7 @@ mod m20261121_000004_lane;
 mod m20261121_000005_receipt;
 mod m20261121_000006_broadcast;
 mod m20261121_000007_account;
+mod m20261121_000008_form_expiry;
 
 use sea_orm_migration::{
     prelude::*,
@@ -30,6 +31,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000005_receipt::Migration),
             Box::new(m20261121_000006_broadcast::Migration),
             Box::new(m20261121_000007_account::Migration),
+            Box::new(m20261121_000008_form_expiry::Migration),
         ]
     }
 
@@ -84,12 +86,13 @@ mod tests {
 
     use super::*;
 
-    const INDICES: [(&str, &str); 8] = [
+    const INDICES: [(&str, &str); 9] = [
         ("message", "message_lane"),
         ("message", "message_app"),
         ("message", "message_receipt"),
         ("receipt", "receipt_oldest"),
         ("form", "form_soonest"),
+        ("form", "form_expiry"),
         ("broadcast", "broadcast_request"),
         ("broadcast", "broadcast_app"),
         ("broadcast", "broadcast_state"),

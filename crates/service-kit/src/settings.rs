@@ -6,7 +6,6 @@
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
-    ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
 };
@@ -137,6 +136,14 @@ pub struct Settings {
         global = true
     )]
     pub session_max_age: Option<String>,
+    #[arg(
+        long,
+        env = "WXHUB_MESSAGE_MAX_AGE",
+        value_name = "AGE",
+        help = "How long finished messages are kept: days, or such as 36h [default: 30d]",
+        global = true
+    )]
+    pub message_max_age: Option<String>,
     #[arg(
         long,
         env = "WXHUB_TLS_CERT",
@@ -300,9 +307,8 @@ impl fmt::Debug for DatabaseUrl {
 
 /// A client that has not shaken hands by then is given up.
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a session's longest life may be.
-const SESSION_AGES: RangeInclusive<Duration> =
-    Duration::from_secs(60)..=Duration::from_secs(400 * 24 * 3_600);
+/// The longest age that can be set.
+const OLDEST: &str = "400d";
 const REDIS_EXAMPLE: &str = "redis://127.0.0.1:6379";
 const DATABASE_EXAMPLE: &str = "mysql://wxhub:password@127.0.0.1:3306/wxhub";
 const KEY_EXAMPLE: &str = "$(openssl rand -base64 32)";
@@ -608,18 +614,14 @@ impl Settings {
 
     /// How long a session lives at most; `default` where that is not set.
     pub fn session_max_age(&self, problems: &mut Problems, default: Duration) -> Option<Duration> {
-        let Some(text) = non_empty(self.session_max_age.as_deref()) else {
-            return Some(default);
-        };
-        let age = parse_age(text).filter(|age| SESSION_AGES.contains(age));
-        if age.is_none() {
-            problems.add(
-                "WXHUB_SESSION_MAX_AGE",
-                format!("is {text:?}, which is not a time from 1m to 400d"),
-                "30d",
-            );
-        }
-        age
+        let text = self.session_max_age.as_deref();
+        age(problems, "WXHUB_SESSION_MAX_AGE", text, "1m", default)
+    }
+
+    /// How long finished messages are kept; `default` where that is not set. Idempotency keys are kept with them.
+    pub fn message_max_age(&self, problems: &mut Problems, default: Duration) -> Option<Duration> {
+        let text = self.message_max_age.as_deref();
+        age(problems, "WXHUB_MESSAGE_MAX_AGE", text, "1d", default)
     }
 
     /// TLS of this service's gRPC port; the inner none means plain text.
@@ -690,6 +692,29 @@ impl Settings {
             }
         }
     }
+}
+
+/// An age from `least` to [`OLDEST`]; `default` where the text is blank or missing.
+fn age(
+    problems: &mut Problems,
+    name: &'static str,
+    text: Option<&str>,
+    least: &str,
+    default: Duration,
+) -> Option<Duration> {
+    let Some(text) = non_empty(text) else {
+        return Some(default);
+    };
+    let age = parse_age(text)
+        .filter(|age| parse_age(least) <= Some(*age) && Some(*age) <= parse_age(OLDEST));
+    if age.is_none() {
+        problems.add(
+            name,
+            format!("is {text:?}, which is not a time from {least} to {OLDEST}"),
+            "30d",
+        );
+    }
+    age
 }
 
 /// Days, or a number with its unit.
@@ -875,6 +900,24 @@ mod tests {
                 problem.starts_with("WXHUB_SESSION_MAX_AGE is \""),
                 "{problem}"
             );
+        }
+    }
+
+    #[test]
+    fn messages_are_kept_for_a_day_at_least() {
+        for (text, kept) in [
+            ("24h", true),
+            ("400", true),
+            ("23h", false),
+            ("401d", false),
+        ] {
+            let settings = Settings {
+                message_max_age: Some(text.to_owned()),
+                ..Settings::default()
+            };
+            let mut problems = Problems::default();
+            let age = settings.message_max_age(&mut problems, Duration::from_secs(7));
+            assert_eq!(problems.or(age).is_ok(), kept, "{text}");
         }
     }
 

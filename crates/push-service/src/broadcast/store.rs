@@ -6,10 +6,11 @@ use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveEnum as _, ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait as _,
     DatabaseBackend, DatabaseTransaction, DbErr, EntityTrait as _, ExprTrait as _,
-    IntoActiveModel as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, SqlErr, Statement,
-    TransactionTrait as _, sea_query::Expr,
+    IntoActiveModel as _, Iterable as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    SqlErr, Statement, TransactionTrait as _, sea_query::Expr,
 };
 use service_kit::storage::within_deadline;
+use tracing::info;
 use wechat::AppId;
 
 use super::{
@@ -19,7 +20,8 @@ use super::{
 };
 use crate::{
     database::{self, Database},
-    message::{self, Message, Sender},
+    message::{self, Message, Sender, first_id},
+    prune::Pruned,
 };
 
 /// Rows of one transaction: few enough that it holds its locks for milliseconds.
@@ -322,6 +324,56 @@ impl Store {
             Ok(found.len() == CHUNK)
         };
         within_deadline(query).await
+    }
+
+    /// Removes what came to its end before then and has no message left, the oldest first, and cancels drafts that are as
+    /// old: their recipients go as those of any other that is cancelled.
+    pub(crate) async fn prune(&self, before: DateTime<Utc>, limit: u64) -> Result<Pruned, DbErr> {
+        let over = Column::State
+            .is_in([State::Cancelled, State::Finished])
+            .and(Column::EndTime.lt(before));
+        let query = Entity::find()
+            .filter(Column::BroadcastId.lt(first_id(before)))
+            .filter(Column::State.eq(State::Draft).or(over.clone()))
+            .order_by_asc(Column::BroadcastId)
+            .limit(limit)
+            .all(&self.database.connection);
+        let old = within_deadline(query).await?;
+        let full = old.len() as u64 == limit;
+        let mut rows = 0;
+        for broadcast in old {
+            let broadcast_id = &broadcast.broadcast_id;
+            if broadcast.state == State::Draft {
+                let (from, to) = ([State::Draft], State::Cancelling);
+                if self.advance(broadcast_id, &from, to).await? {
+                    info!(broadcast.id = broadcast_id, "an old draft is cancelled");
+                }
+            } else if !self.has_messages(&broadcast).await? {
+                let delete = Entity::delete_many()
+                    .filter(Column::BroadcastId.eq(broadcast_id))
+                    .filter(over.clone())
+                    .exec(&self.database.connection);
+                rows += within_deadline(delete).await?.rows_affected;
+            }
+        }
+        Ok(Pruned {
+            rows,
+            more: full && rows > 0,
+        })
+    }
+
+    /// Whether messages of it are stored, in whichever state: any may be queued again, and then says what it says.
+    async fn has_messages(&self, broadcast: &Model) -> Result<bool, DbErr> {
+        use message::entity::{Column, Entity};
+
+        let query = Entity::find()
+            .select_only()
+            .column(Column::MessageId)
+            .filter(Column::State.is_in(message::State::iter()))
+            .filter(Column::Lane.eq(super::lane(broadcast)))
+            .into_tuple::<String>()
+            .one(&self.database.connection);
+        Ok(within_deadline(query).await?.is_some())
     }
 
     /// Removes some of the recipients of one that is cancelled; returns whether there may be more.

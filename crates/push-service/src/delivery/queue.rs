@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     broadcast::Tally,
-    database::Database,
+    database::{Database, padded},
     message::{
         Message, State,
         entity::{Column, Entity},
@@ -394,14 +394,6 @@ impl Queue {
             .all(&self.database.connection);
         within_deadline(query).await
     }
-}
-
-/// A list with its last entry repeated up to a power of two: a statement of a few shapes is prepared a few times, whereas
-/// one for each number of rows is prepared again and again.
-fn padded<T>(list: &[T]) -> impl Iterator<Item = &T> {
-    let superfluous = list.len().next_power_of_two() - list.len();
-    let last = list.last().into_iter().cycle().take(superfluous);
-    list.iter().chain(last)
 }
 
 /// A value for each row of an UPDATE; one for all where they do not differ.

@@ -91,7 +91,7 @@ impl Filter {
 }
 
 /// The least UUIDv7 of a millisecond.
-fn first_id(time: DateTime<Utc>) -> String {
+pub(crate) fn first_id(time: DateTime<Utc>) -> String {
     const LATEST: u64 = (1 << 48) - 1;
     let millis = u64::try_from(time.timestamp_millis()).unwrap_or_default();
     let id = uuid::Builder::from_unix_timestamp_millis(millis.min(LATEST), &[0; 10]);

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
     ActiveEnum as _, ColumnTrait as _, ConnectionTrait, DbErr, EntityTrait as _, FromQueryResult,
-    IntoActiveModel as _, QueryFilter as _, QuerySelect as _, TransactionTrait as _,
+    IntoActiveModel as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    TransactionTrait as _,
     sea_query::{Expr, OnConflict},
 };
 use service_kit::storage::{is_deadlock, within_deadline};
@@ -18,12 +19,13 @@ use super::{
 };
 use crate::{
     broadcast::Tally,
-    database::{self, Database},
+    database::{self, Database, padded},
     message::{
         FailedAttempt, State,
         entity::{Column as MessageColumn, Entity as Messages},
     },
     metrics,
+    prune::Pruned,
 };
 
 /// How long a receipt waits for its message.
@@ -81,7 +83,7 @@ impl Store {
     pub(super) async fn take_up(&self, app_id: &str, msg_ids: Vec<&str>) -> Result<(), DbErr> {
         let query = Entity::find()
             .filter(Column::AppId.eq(app_id))
-            .filter(Column::WechatMsgId.is_in(msg_ids))
+            .filter(Column::WechatMsgId.is_in(padded(&msg_ids).copied()))
             .all(&self.database.connection);
         let kept = within_deadline(query).await?;
         let kept = kept
@@ -101,6 +103,7 @@ impl Store {
         if receipts.is_empty() {
             return Ok(receipts);
         }
+        let msg_ids: Vec<_> = receipts.keys().collect();
         let query = Messages::find()
             .select_only()
             .columns([
@@ -110,7 +113,7 @@ impl Store {
                 MessageColumn::BroadcastId,
             ])
             .filter(MessageColumn::AppId.eq(app_id))
-            .filter(MessageColumn::WechatMsgId.is_in(receipts.keys()))
+            .filter(MessageColumn::WechatMsgId.is_in(padded(&msg_ids).copied()))
             .into_model::<Found>()
             .all(&self.database.connection);
         let found = within_deadline(query).await?;
@@ -157,7 +160,7 @@ impl Store {
                         Expr::value(State::Delivered.to_value()),
                     )
                     .col_expr(MessageColumn::DeliveredTime, Expr::value(*time))
-                    .filter(MessageColumn::MessageId.is_in(message_ids))
+                    .filter(MessageColumn::MessageId.is_in(padded(message_ids)))
                     .filter(MessageColumn::State.eq(State::Sent))
                     .exec(&transaction);
                 let count = update.await?.rows_affected;
@@ -230,6 +233,36 @@ impl Store {
         Ok(count)
     }
 
+    /// Removes receipts that waited long enough; one whose message was SENT in the meantime, by a worker that died
+    /// before it looked for receipts, finds it now.
+    pub(crate) async fn prune(&self, limit: u64) -> Result<Pruned, DbErr> {
+        let kept = TimeDelta::from_std(KEPT).unwrap_or_default();
+        let over = database::moment(&self.database.clock) - kept;
+        let query = Entity::find()
+            .filter(Column::CreateTime.lt(over))
+            .order_by_asc(Column::CreateTime)
+            .limit(limit)
+            .all(&self.database.connection);
+        let found = within_deadline(query).await?;
+        let more = found.len() as u64 == limit;
+        let mut by_app: BTreeMap<String, BTreeMap<String, Model>> = BTreeMap::new();
+        for receipt in found {
+            let receipts = by_app.entry(receipt.app_id.clone()).or_default();
+            receipts.insert(receipt.wechat_msg_id.clone(), receipt);
+        }
+        let mut rows = 0;
+        for (app_id, receipts) in by_app {
+            let msg_ids: Vec<_> = receipts.keys().cloned().collect();
+            self.tell(&app_id, receipts).await?;
+            let delete = Entity::delete_many()
+                .filter(Column::AppId.eq(app_id))
+                .filter(Column::WechatMsgId.is_in(padded(&msg_ids)))
+                .exec(&self.database.connection);
+            rows += within_deadline(delete).await?.rows_affected;
+        }
+        Ok(Pruned { rows, more })
+    }
+
     /// The first receipt of a message counts.
     async fn keep(&self, receipts: impl Iterator<Item = &Model>) -> Result<(), DbErr> {
         let key = [Column::AppId, Column::WechatMsgId];
@@ -239,6 +272,18 @@ impl Store {
             .exec_without_returning(&self.database.connection);
         within_deadline(query).await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    /// WeChat's ids of the messages whose receipts are kept.
+    pub(crate) async fn kept(&self) -> Vec<String> {
+        let kept = Entity::find().order_by_asc(Column::WechatMsgId);
+        let kept = kept.all(&self.database.connection).await.unwrap();
+        kept.into_iter()
+            .map(|receipt| receipt.wechat_msg_id)
+            .collect()
     }
 }
 

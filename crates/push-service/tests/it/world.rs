@@ -210,6 +210,7 @@ impl World {
             wechat_api: sandbox.url().parse().unwrap(),
             token_service: peer(&url, "unused"),
             auth_service: peer(&url, "unused"),
+            message_max_age: Duration::from_secs(30 * 24 * 3_600),
             tls: None,
         };
         Self {
