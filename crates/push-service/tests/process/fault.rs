@@ -275,7 +275,7 @@ async fn mariadb_restarted_loses_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn wechat_down_loses_and_doubles_nothing() {
+async fn wechat_down_loses_nothing() {
     let form = Form::of_the_environment();
     let down = form.pick(6 * SECOND, 120 * SECOND);
     let mut pace = form.pace(5);
@@ -300,7 +300,8 @@ async fn wechat_down_loses_and_doubles_nothing() {
         outcome.ended[0].elapsed().as_secs_f64()
     );
     run.recovery(&outcome);
-    run.judge(&outcome.tally, false);
+    // What was on the wire when it broke may have arrived.
+    run.judge(&outcome.tally, true);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
