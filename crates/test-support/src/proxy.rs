@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::free_port;
+use crate::{eventually, free_port};
 
 /// How bytes pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,10 @@ enum Flow {
     Stalled,
     Delayed(Duration),
 }
+
+/// Until nobody holds the listener any more: a process that another thread is just starting has a copy of it until it
+/// runs a program of its own.
+const COPIES: Duration = Duration::from_secs(30);
 
 /// No end to what passes.
 const ENDLESS: usize = usize::MAX;
@@ -116,6 +120,10 @@ impl FaultProxy {
             drop(stop);
             tasks.close();
             tasks.wait().await;
+            eventually("new connections are refused", COPIES, async || {
+                TcpStream::connect(self.address).await.is_err()
+            })
+            .await;
         }
     }
 
@@ -143,17 +151,15 @@ impl FaultProxy {
     }
 
     /// All is well again: accepts connections, and passes on what was held.
-    ///
-    /// # Panics
-    /// When somebody else took the port while the proxy was cut.
     pub async fn heal(&self) {
         self.gate.left.store(ENDLESS, Ordering::SeqCst);
         self.gate.flow.send_replace(Flow::Open);
         let mut line = self.line.lock().await;
         if line.is_none() {
-            let listener = TcpListener::bind(self.address)
-                .await
-                .expect("the proxy's port is free");
+            let listener = eventually("the proxy's port is free", COPIES, || {
+                TcpListener::bind(self.address)
+            })
+            .await;
             let stop = CancellationToken::new();
             let tasks = TaskTracker::new();
             let accepting = accept(
@@ -278,6 +284,31 @@ mod tests {
         proxy.heal().await;
         let mut connection = TcpStream::connect(proxy.address()).await.unwrap();
         assert_eq!(echo(&mut connection, 3).await.unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn it_is_cut_and_healed_while_processes_start() {
+        let proxy = FaultProxy::start(&format!("127.0.0.1:{}", free_port())).await;
+        let healed = CancellationToken::new();
+        let starting = [(); 2].map(|()| {
+            let healed = healed.clone();
+            std::thread::spawn(move || {
+                while !healed.is_cancelled() {
+                    std::process::Command::new("true").status().unwrap();
+                }
+            })
+        });
+        for _ in 0..500 {
+            proxy.cut().await;
+            let refused = TcpStream::connect(proxy.address()).await.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+            proxy.heal().await;
+            TcpStream::connect(proxy.address()).await.unwrap();
+        }
+        healed.cancel();
+        for thread in starting {
+            thread.join().unwrap();
+        }
     }
 
     #[tokio::test]

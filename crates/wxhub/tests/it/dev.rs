@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use proto::token::v1::{GetAccessTokenRequest, token_service_client::TokenServiceClient};
 use test_support::{Process, eventually};
-use tokio::net::TcpListener;
+use tokio::net::TcpStream;
 
 use crate::running::{Dev, SOON, WXHUB, from_caller, ports};
 
@@ -56,9 +56,8 @@ async fn an_interrupt_stops_it_cleanly() {
     assert_eq!(dev.process.stdout().last().unwrap(), "stopped");
     assert!(!folder.exists());
     for addr in addrs {
-        TcpListener::bind(addr)
-            .await
-            .unwrap_or_else(|error| panic!("{addr}: {error}"));
+        let answer = TcpStream::connect(addr).await;
+        assert!(answer.is_err(), "{addr} is still listened to");
     }
 }
 
