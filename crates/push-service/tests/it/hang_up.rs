@@ -1,22 +1,31 @@
 //! Callers that hang up: what they asked for is stored and sent, or not stored.
 
-use std::{collections::HashMap, future::Future, time::Duration};
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use proto::push::v1::{BatchSendMessagesRequest, GetMessageRequest, SendMessageRequest};
 use rand::RngExt as _;
+use reqwest::StatusCode;
 use service_kit::settings::DatabaseUrl;
 use test_support::{FaultProxy, eventually};
 use tonic::{Code, Status};
 
-use crate::world::{Backend, Client, NEWS, Running, World, template};
+use crate::world::{Backend, Client, NEWS, Running, SHOP, World, form_template, template};
+use crate::{form::put, stand_in::session};
 
 /// What is stored is attempted within this, once all is well again.
 const RECOVERED: Duration = Duration::from_secs(10);
 /// More steps than an acceptance has, the making of a connection included.
 const STEPS: usize = 100;
-/// The longest that a caller waits who hangs up at any moment.
+/// The longest that a caller waits who hangs up at any moment, and that the database is away.
 const LONGEST: Duration = Duration::from_millis(50);
+/// Callers at once.
+const CALLERS: usize = 20;
 /// Messages of one batch.
 const BATCH: usize = 3;
 
@@ -27,8 +36,31 @@ enum Call {
     Send,
     /// SendMessage, to an account.
     SendToAccount,
-    /// BatchSendMessages.
+    /// SendMessage, with a form_id of the pool.
+    SendForm,
+    /// BatchSendMessages, to open_ids and to an account.
     Batch,
+}
+
+const CALLS: [Call; 4] = [Call::Send, Call::SendToAccount, Call::SendForm, Call::Batch];
+
+impl Call {
+    /// How many messages it asks for.
+    fn messages(self) -> usize {
+        match self {
+            Self::Send | Self::SendToAccount | Self::SendForm => 1,
+            Self::Batch => BATCH,
+        }
+    }
+}
+
+/// How Redis is all along.
+#[derive(Debug, Clone, Copy)]
+enum Redis {
+    Up,
+    Down,
+    /// It takes connections and never answers.
+    Hangs,
 }
 
 /// What becomes of the database after the caller hung up.
@@ -47,56 +79,97 @@ struct Test {
     front: Running,
     other: Running,
     user: String,
+    shopper: String,
+    /// How many form_ids were collected.
+    forms: AtomicUsize,
 }
 
 impl Test {
-    async fn start() -> Self {
+    /// The other replica reaches the database whatever happens.
+    async fn start(redis: Redis) -> Self {
+        Self::with(redis, false).await
+    }
+
+    /// Both replicas lose the database when one does.
+    async fn start_all_on_one_line(redis: Redis) -> Self {
+        Self::with(redis, true).await
+    }
+
+    async fn with(redis: Redis, one_line: bool) -> Self {
         let mut world = World::start(Backend::Servers).await;
-        let other = world.app().await;
         let database = world.config.database.expose().to_owned();
         let line = FaultProxy::start(&database).await;
-        world.config.database = DatabaseUrl::new(line.url(&database));
+        let held = DatabaseUrl::new(line.url(&database));
+        let direct = std::mem::replace(&mut world.config.database, held);
         let front = world.app().await;
-        world.config.database = DatabaseUrl::new(database);
-        let user = world.user(NEWS);
+        if !one_line {
+            world.config.database = direct.clone();
+        }
+        let other = world.app().await;
+        world.config.database = direct;
+        let (user, shopper) = (world.user(NEWS), world.user(SHOP));
         world.auth.bind(NEWS, "reader", &user);
+        let server = world.redis.as_ref().unwrap();
+        match redis {
+            Redis::Up => {}
+            Redis::Down => server.kill(),
+            Redis::Hangs => server.pause(),
+        }
         Self {
             world,
             line,
             front,
             other,
             user,
+            shopper,
+            forms: AtomicUsize::new(0),
         }
     }
 
-    fn request(&self, call: Call, request_id: String) -> SendMessageRequest {
-        let message = template(&self.user);
-        let account = matches!(call, Call::SendToAccount);
+    /// Another form_id for the pool.
+    async fn collect_form(&self) {
+        let form = self.world.sandbox.form(SHOP, Some(&self.shopper)).unwrap();
+        let body = format!("{{\"form_id\":\"{}\"}}", form.form_id);
+        let session = session(SHOP, &self.shopper);
+        eventually("the pool takes it", RECOVERED, async || {
+            put(&self.other, Some(&session), &body).await.0 == StatusCode::NO_CONTENT
+        })
+        .await;
+        self.forms.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn request(&self, call: Call, number: usize, request_id: String) -> SendMessageRequest {
+        let message = match call {
+            Call::SendForm => form_template(&self.shopper, ""),
+            Call::Send | Call::SendToAccount | Call::Batch => template(&self.user),
+        };
+        let to_account = match call {
+            Call::SendToAccount => true,
+            Call::Batch => number > 0,
+            Call::Send | Call::SendForm => false,
+        };
+        let (open_id, account) = if to_account {
+            (String::new(), "reader".to_owned())
+        } else {
+            (message.open_id, String::new())
+        };
         SendMessageRequest {
             request_id,
-            open_id: if account {
-                String::new()
-            } else {
-                message.open_id
-            },
-            account: if account {
-                "reader".to_owned()
-            } else {
-                String::new()
-            },
+            open_id,
+            account,
             ..message
         }
     }
 
     async fn call(&self, client: &mut Client, call: Call, name: &str) -> Result<(), Status> {
         match call {
-            Call::Send | Call::SendToAccount => {
-                let request = self.request(call, name.to_owned());
+            Call::Send | Call::SendToAccount | Call::SendForm => {
+                let request = self.request(call, 0, name.to_owned());
                 client.send_message(request).await.map(|_| ())
             }
             Call::Batch => {
-                let ids = (0..BATCH).map(|number| format!("{name}/{number}"));
-                let messages = ids.map(|id| self.request(call, id));
+                let messages =
+                    (0..BATCH).map(|number| self.request(call, number, format!("{name}/{number}")));
                 let request = BatchSendMessagesRequest {
                     app_id: "news".to_owned(),
                     messages: messages.collect(),
@@ -112,6 +185,9 @@ impl Test {
             let mut client = self.front.client();
             // The connection stands before anything is held.
             hear(&mut client).await;
+            if matches!(call, Call::SendForm) {
+                self.collect_form().await;
+            }
             self.line.stall_after(step);
             let name = format!("{name}/{step}");
             let ended = unless(self.call(&mut client, call, &name), self.line.stalled());
@@ -129,10 +205,11 @@ impl Test {
         panic!("a call takes more than {STEPS} steps");
     }
 
-    /// Every request_id is not stored, or stored with all of its batch, sent in time, and once.
+    /// Every request_id is not stored, or stored with all of its batch, sent in time, and once. Returns how many are stored.
     async fn judge(&self) -> usize {
         let rows = eventually("what is stored is sent", RECOVERED, async || {
-            let sql = "SELECT request_id, message_id, state, attempts, errmsg FROM message";
+            let sql =
+                "SELECT request_id, message_id, form_id, state, attempts, errmsg FROM message";
             let rows = self.world.query(sql).await;
             let waiting = rows.iter().find(|row| {
                 let state: i8 = row.try_get("", "state").unwrap();
@@ -151,14 +228,20 @@ impl Test {
         })
         .await;
         let mut got: HashMap<String, usize> = HashMap::new();
-        for message in self.world.inbox(&self.user) {
-            let id = message.message["client_msg_id"].as_str().unwrap();
+        for message in self.world.sandbox.inbox(None, None) {
+            // Each is told by what is its own.
+            let id = ["client_msg_id", "form_id"].map(|name| message.message[name].as_str());
+            let id = id.into_iter().flatten().next().unwrap();
             *got.entry(id.to_owned()).or_default() += 1;
         }
         let mut batches: HashMap<String, usize> = HashMap::new();
+        let mut forms = 0;
         for row in &rows {
             let message_id: String = row.try_get("", "message_id").unwrap();
-            assert_eq!(got.get(&message_id), Some(&1), "{message_id}");
+            let form_id: Option<String> = row.try_get("", "form_id").unwrap();
+            forms += usize::from(form_id.is_some());
+            let id = form_id.unwrap_or(message_id);
+            assert_eq!(got.get(&id), Some(&1), "{id}");
             let request_id: String = row.try_get("", "request_id").unwrap();
             if let Some((batch, _)) = request_id
                 .rsplit_once('/')
@@ -171,6 +254,9 @@ impl Test {
         for (batch, stored) in batches {
             assert_eq!(stored, BATCH, "{batch} is stored in part");
         }
+        let left = self.world.query("SELECT form_id FROM form").await.len();
+        let collected = self.forms.load(Ordering::SeqCst);
+        assert_eq!(left + forms, collected, "a form_id is lost");
         rows.len()
     }
 
@@ -195,24 +281,16 @@ async fn unless<F: Future>(future: F, end: impl Future) -> Option<F::Output> {
     }
 }
 
-async fn hangs_up_everywhere(redis: bool) {
-    let test = Test::start().await;
-    if !redis {
-        test.world.redis.as_ref().unwrap().kill();
-    }
+async fn hangs_up_at_every_step(redis: Redis) {
+    let test = Test::start(redis).await;
     let mut asked = 0;
-    for call in [Call::Send, Call::SendToAccount, Call::Batch] {
+    for call in CALLS {
         for database in [Database::GoesOn, Database::Fails] {
             let name = format!("{call:?}/{database:?}");
             let steps = test.hang_up_at_every_step(call, database, &name).await;
             // A look for the request_id, and a transaction.
             assert!(steps >= 4, "{name}: {steps}");
-            asked += (steps + 1)
-                * if matches!(call, Call::Batch) {
-                    BATCH
-                } else {
-                    1
-                };
+            asked += (steps + 1) * call.messages();
         }
     }
     let stored = test.judge().await;
@@ -222,21 +300,28 @@ async fn hangs_up_everywhere(redis: bool) {
 
 #[tokio::test]
 async fn a_caller_that_hangs_up_at_any_step_gets_all_or_nothing() {
-    hangs_up_everywhere(true).await;
+    hangs_up_at_every_step(Redis::Up).await;
 }
 
 #[tokio::test]
 async fn a_caller_that_hangs_up_at_any_step_gets_all_or_nothing_without_redis() {
-    hangs_up_everywhere(false).await;
+    hangs_up_at_every_step(Redis::Down).await;
 }
 
 #[tokio::test]
-async fn callers_that_hang_up_at_any_moment_get_all_or_nothing() {
-    let test = Test::start().await;
-    let calls = [Call::Send, Call::SendToAccount, Call::Batch];
+async fn a_caller_that_hangs_up_at_any_step_gets_all_or_nothing_while_redis_hangs() {
+    hangs_up_at_every_step(Redis::Hangs).await;
+}
+
+/// Callers hang up while nobody reaches the database, and before and after: what is stored goes out once it is back.
+async fn hang_up_at_any_moment(redis: Redis) {
+    let test = Test::start_all_on_one_line(redis).await;
     for round in 0..10 {
-        let callers = (0..20).map(|number| {
-            let call = calls[number % calls.len()];
+        for _ in 0..CALLERS / CALLS.len() {
+            test.collect_form().await;
+        }
+        let callers = (0..CALLERS).map(|number| {
+            let call = CALLS[number % CALLS.len()];
             let name = format!("{call:?}/{round}-{number}");
             let patience = LONGEST.mul_f64(rand::random());
             let mut client = test.front.client();
@@ -253,6 +338,7 @@ async fn callers_that_hang_up_at_any_moment_get_all_or_nothing() {
                 test.line.stall_after(rand::rng().random_range(0..200));
                 unless(tokio::time::sleep(LONGEST), test.line.stalled()).await;
                 test.line.cut().await;
+                tokio::time::sleep(LONGEST.mul_f64(rand::random())).await;
                 test.line.heal().await;
             }
         };
@@ -260,4 +346,19 @@ async fn callers_that_hang_up_at_any_moment_get_all_or_nothing() {
     }
     assert!(test.judge().await > 0);
     test.stop().await;
+}
+
+#[tokio::test]
+async fn callers_that_hang_up_at_any_moment_get_all_or_nothing() {
+    hang_up_at_any_moment(Redis::Up).await;
+}
+
+#[tokio::test]
+async fn callers_that_hang_up_at_any_moment_get_all_or_nothing_without_redis() {
+    hang_up_at_any_moment(Redis::Down).await;
+}
+
+#[tokio::test]
+async fn callers_that_hang_up_at_any_moment_get_all_or_nothing_while_redis_hangs() {
+    hang_up_at_any_moment(Redis::Hangs).await;
 }
