@@ -27,10 +27,17 @@ impl Refused {
     /// Whether the same command may work later.
     pub(crate) fn is_temporary(&self) -> bool {
         self.retry_after().is_some()
+            || self.is_broken()
             || matches!(
                 self.status.code(),
                 Code::Unavailable | Code::DeadlineExceeded
             )
+    }
+
+    /// Whether this is no answer at all: the connection ended before one came. What a service says has no cause on this
+    /// side.
+    fn is_broken(&self) -> bool {
+        self.status.source().is_some()
     }
 
     /// What the program ends with.
@@ -52,6 +59,7 @@ impl Refused {
             }
             "ACCOUNT_NOT_BOUND" => "`wxhub account show` tells to whom an account is bound",
             "MESSAGE_NOT_FOUND" => "`wxhub message list --app APP` shows an app's messages",
+            "BROADCAST_NOT_FOUND" => "`wxhub broadcast list --app APP` shows an app's broadcasts",
             _ => return None,
         })
     }
@@ -70,9 +78,14 @@ impl From<Status> for Refused {
 /// The message, the reason, when to come back, and what to do.
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.service, self.status.message())?;
+        write!(f, "{}: ", self.service)?;
+        if self.is_broken() {
+            f.write_str("the connection broke: ")?;
+        }
+        f.write_str(self.status.message())?;
         match self.status.get_details_error_info() {
             Some(info) => write!(f, " ({})", info.reason)?,
+            None if self.is_broken() => {}
             None => write!(f, " ({:?})", self.status.code())?,
         }
         if let Some(delay) = self.retry_after() {
@@ -116,5 +129,12 @@ mod tests {
             "token-service: no such RPC here (Unimplemented)"
         );
         assert!(!refused.is_temporary());
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let refused = Refused::from(Status::from_error(Box::new(broken)));
+        assert_eq!(
+            refused.to_string(),
+            "token-service: the connection broke: connection reset"
+        );
+        assert!(refused.is_temporary());
     }
 }
