@@ -2,6 +2,7 @@
 
 mod account;
 mod auth;
+mod broadcast;
 mod demo;
 mod dev;
 mod message;
@@ -49,6 +50,8 @@ enum Verb {
     Session(Box<session::Args>),
     /// Send a message to one user
     Send(Box<send::Args>),
+    /// Send to a list of users: send, list, show, watch, pause, resume, cancel, report
+    Broadcast(Box<broadcast::Args>),
     /// Look after messages: list, show, retry
     Message(Box<message::Args>),
 }
@@ -67,15 +70,16 @@ fn main() -> ExitCode {
         Verb::User(args) => runtime.block_on(user::run(*args)),
         Verb::Session(args) => runtime.block_on(session::run(*args)),
         Verb::Send(args) => runtime.block_on(send::run(*args)),
+        Verb::Broadcast(args) => runtime.block_on(broadcast::run(*args)),
         Verb::Message(args) => runtime.block_on(message::run(*args)),
     });
     match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = cli::fail("wxhub", &error);
-            error
-                .downcast_ref::<token::Refused>()
-                .map_or(code, token::Refused::exit_code)
+            let refused = error.downcast_ref().map(token::Refused::exit_code);
+            let interrupted = error.downcast_ref().map(broadcast::Interrupted::exit_code);
+            refused.or(interrupted).unwrap_or(code)
         }
     }
 }

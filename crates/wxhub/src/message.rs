@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use proto::push::v1::{
-    GetMessageRequest, ListMessagesRequest, MessageFilter, MessageState, RetryMessageRequest,
-    RetryMessagesRequest, push_service_client::PushServiceClient,
+    GetMessageRequest, ListMessagesRequest, Message, MessageFilter, MessageState,
+    RetryMessageRequest, RetryMessagesRequest, push_service_client::PushServiceClient,
 };
 use serde_json::{Value, json};
 use service_kit::{Clock, client::PeerChannel, telemetry};
@@ -19,7 +19,7 @@ use tonic::Request;
 
 use crate::{
     operator::{self, print},
-    push::{Connection, When, counted, counter, progress, refused},
+    push::{Connection, Patience, Progress, When, counted, counter, note, refused},
     token::Refused,
 };
 
@@ -27,9 +27,6 @@ use crate::{
 const PAGE: usize = 1_000;
 /// A thousand messages are queued again within this.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
-/// A part that is refused for now is asked for again so often, a second apart.
-const TRIES: usize = 30;
-const PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -69,7 +66,7 @@ enum Verb {
     /// Queue again what failed: these messages, or all of an app that fit (scope push.send)
     Retry {
         /// The messages
-        #[arg(value_name = "MESSAGE_ID", required_unless_present = "app", conflicts_with_all = ["app", "dry_run", "broadcast", "open_id", "since", "until", "errcode"])]
+        #[arg(value_name = "MESSAGE_ID", required_unless_present = "app", conflicts_with_all = ["app", "broadcast", "open_id", "since", "until", "errcode"])]
         message_ids: Vec<String>,
         /// The app, by app_id or name
         #[arg(long)]
@@ -162,6 +159,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             let filter = fitting.filter(app, &[], now);
             operator.retry_fitting(filter, dry_run, yes).await
         }
+        Verb::Retry {
+            message_ids,
+            dry_run: true,
+            ..
+        } => operator.look_up(message_ids).await,
         Verb::Retry { message_ids, .. } => operator.retry(message_ids).await,
     })
 }
@@ -197,20 +199,52 @@ impl Operator {
             shown::table(&messages)
         })?;
         if !request.page_token.is_empty() {
-            writeln!(io::stderr(), "wxhub: there may be more: --limit shows them")?;
+            note("there may be more: --limit shows them");
         }
         Ok(())
     }
 
-    async fn show(&mut self, message_id: String) -> anyhow::Result<()> {
+    async fn get(&mut self, message_id: String) -> anyhow::Result<Message> {
         let answer = self.rpc.get_message(GetMessageRequest { message_id }).await;
         let message = answer.map_err(refused)?.into_inner().message;
-        let message = message.context("push-service's answer has no message")?;
+        message.context("push-service's answer has no message")
+    }
+
+    async fn show(&mut self, message_id: String) -> anyhow::Result<()> {
+        let message = self.get(message_id).await?;
         print(&if self.json {
             shown::object(&message).to_string()
         } else {
             shown::details(&message)
         })
+    }
+
+    /// Which of these would be queued again.
+    async fn look_up(&mut self, message_ids: Vec<String>) -> anyhow::Result<()> {
+        let asked = message_ids.len();
+        let mut failed = Vec::new();
+        for message_id in message_ids {
+            let message = self.get(message_id.clone()).await.context(message_id)?;
+            if message.state() == MessageState::Failed {
+                failed.push(message);
+            } else {
+                let state = shown::state(&message);
+                note(&format!(
+                    "{} is {state}, and would stay so",
+                    message.message_id
+                ));
+            }
+        }
+        let count = failed.len() as u64;
+        print(&if self.json {
+            json!({ "count": count, "dry_run": true }).to_string()
+        } else {
+            format!("{} would be queued again", counted(count, "message"))
+        })?;
+        if failed.len() < asked {
+            bail!("not all of them have failed");
+        }
+        Ok(())
     }
 
     /// One after the other; what is refused is told, and the others go on.
@@ -229,7 +263,7 @@ impl Operator {
                 Err(refused) => {
                     if let Some(earlier) = first_refusal.replace((message_id, refused)) {
                         let (message_id, refused) = &earlier;
-                        writeln!(io::stderr(), "wxhub: {message_id}: {refused}")?;
+                        note(&format!("{message_id}: {refused}"));
                     }
                 }
             }
@@ -251,13 +285,16 @@ impl Operator {
         dry_run: bool,
         yes: bool,
     ) -> anyhow::Result<()> {
+        let broadcast_id = filter.broadcast_id.clone();
         let mut request = RetryMessagesRequest {
             filter: Some(filter),
             dry_run: true,
             ..RetryMessagesRequest::default()
         };
         let counting = counter("counting what failed");
-        let count = self.parts(&mut request, |more| counting.inc(more)).await;
+        let tell = |why: &str| counting.suspend(|| note(why));
+        let count = self.parts(&mut request, |more| counting.inc(more), tell);
+        let count = count.await;
         counting.finish_and_clear();
         let count = count?;
         let messages = counted(count, "message");
@@ -275,12 +312,19 @@ impl Operator {
         if count == 0 {
             return self.queued_again(0);
         }
-        let queueing = progress(count, "queueing again");
-        let queued = self.parts(&mut request, |more| queueing.inc(more)).await;
-        let so_far = queueing.position();
-        queueing.finish_and_clear();
+        let queueing = Progress::of(count, 0, "queueing again");
+        let (more, tell) = (
+            |more| queueing.advance(more),
+            |why: &str| queueing.note(why),
+        );
+        let queued = self.parts(&mut request, more, tell).await;
+        let so_far = queueing.done();
+        queueing.clear();
         let queued =
             queued.with_context(|| format!("{} queued again, then", counted(so_far, "message")))?;
+        if queued > 0 && !broadcast_id.is_empty() {
+            note(&format!("follow it: wxhub broadcast watch {broadcast_id}"));
+        }
         self.queued_again(queued)
     }
 
@@ -297,23 +341,23 @@ impl Operator {
         &mut self,
         request: &mut RetryMessagesRequest,
         counted: impl Fn(u64),
+        tell: impl Fn(&str),
     ) -> Result<u64, Refused> {
         let mut total = 0;
-        let mut tries = 0;
+        let mut patience = Patience::default();
         request.page_token.clear();
         loop {
             let mut part = Request::new(request.clone());
             part.set_timeout(RETRY_TIMEOUT);
             let part = match self.rpc.retry_messages(part).await.map_err(refused) {
                 Ok(part) => part.into_inner(),
-                Err(away) if away.is_temporary() && total > 0 && tries < TRIES => {
-                    tries += 1;
-                    tokio::time::sleep(PAUSE).await;
+                Err(away) if total > 0 => {
+                    patience.wait(away, &tell).await?;
                     continue;
                 }
                 Err(refused) => return Err(refused),
             };
-            tries = 0;
+            patience.renew();
             let count = u64::try_from(part.count).unwrap_or_default();
             total += count;
             counted(count);

@@ -4,13 +4,15 @@ mod content;
 mod progress;
 mod when;
 
+use std::time::Duration;
+
 use proto::push::v1::push_service_client::PushServiceClient;
 use service_kit::{Problems, Settings, client::PeerChannel};
 use tonic::Status;
 
 pub(crate) use self::{
     content::{Content, ContentArgs},
-    progress::{counted, counter, progress},
+    progress::{Progress, a_second, counted, counter, grouped, note},
     when::When,
 };
 use crate::{operator::Access, token::Refused};
@@ -46,4 +48,41 @@ impl Connection {
 /// What push-service answered in place of what was asked for.
 pub(crate) fn refused(status: Status) -> Refused {
     Refused::by("push-service", status)
+}
+
+/// With a service that goes away amid many calls: the same call is made again, and not for ever.
+#[derive(Debug, Default)]
+pub(crate) struct Patience {
+    tries: u32,
+}
+
+impl Patience {
+    /// How often a call is made again in a row, and the pause before it.
+    const TRIES: u32 = 30;
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    /// Waits until the call may be made again; the first time it tells why.
+    ///
+    /// # Errors
+    /// The refusal, when it is for good or there were too many.
+    pub(crate) async fn wait(
+        &mut self,
+        refused: Refused,
+        tell: impl FnOnce(&str),
+    ) -> Result<(), Refused> {
+        if !refused.is_temporary() || self.tries >= Self::TRIES {
+            return Err(refused);
+        }
+        if self.tries == 0 {
+            tell(&format!("{refused}; trying again"));
+        }
+        self.tries += 1;
+        tokio::time::sleep(Self::PAUSE).await;
+        Ok(())
+    }
+
+    /// A call was answered.
+    pub(crate) fn renew(&mut self) {
+        self.tries = 0;
+    }
 }

@@ -43,7 +43,8 @@ pub(crate) fn from(now: SystemTime, time: Option<Timestamp>) -> String {
     }
 }
 
-fn lasting(duration: Duration) -> String {
+/// A duration in two units: `1m01s`.
+pub(crate) fn lasting(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
     match (hours, minutes) {

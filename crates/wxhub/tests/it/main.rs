@@ -9,12 +9,14 @@
 )]
 
 mod account;
+mod broadcast;
 mod demo;
 mod dev;
 mod message;
 mod migrate;
 mod pages;
 mod running;
+mod shell;
 mod token;
 mod trace;
 mod user;

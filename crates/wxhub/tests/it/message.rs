@@ -1,79 +1,12 @@
 //! `wxhub send` and `wxhub message`: what an operator types, against the push-service of a `wxhub dev`.
 
 use serde_json::{Value, json};
-use test_support::{Process, eventually};
+use test_support::eventually;
 
-use crate::running::{Dev, SOON, WXHUB};
-
-const NEWS: &str = "wx0000000000000002";
-const TEMPLATE: [&str; 8] = [
-    "--template",
-    "TEMPLATE_ORDER_PAID",
-    "--data",
-    "thing1=一杯咖啡",
-    "--data",
-    "amount2=¥12.50",
-    "--data",
-    "time3=2026-11-21 10:00",
-];
-
-/// An operator's shell, whose environment leads to a `wxhub dev`.
-struct Shell {
-    url: String,
-}
-
-impl Shell {
-    fn of(dev: &Dev) -> Self {
-        Self {
-            url: format!("http://{}", dev.grpc("push-service")),
-        }
-    }
-
-    fn start(&self, args: &[&str]) -> Process {
-        let env = [
-            ("WXHUB_PUSH_URL", self.url.as_str()),
-            ("WXHUB_CALLER_KEY", "dev-key"),
-        ];
-        Process::start(WXHUB, args.iter().copied(), env)
-    }
-
-    /// What it prints, to standard output and error, when it ends with this code.
-    async fn ends(&self, args: &[&str], code: i32) -> (String, String) {
-        let process = self.start(args);
-        let status = process.wait(SOON).await;
-        let said = process.stderr().join("\n");
-        assert_eq!(status.code(), Some(code), "{args:?}: {said}");
-        (process.stdout().join("\n"), said)
-    }
-
-    async fn prints(&self, args: &[&str]) -> String {
-        self.ends(args, 0).await.0
-    }
-
-    async fn json(&self, args: &[&str]) -> Value {
-        let printed = self.prints(&[args, &["--json"]].concat()).await;
-        serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
-    }
-
-    async fn fails(&self, args: &[&str], code: i32) -> String {
-        let (printed, said) = self.ends(args, code).await;
-        assert_eq!(printed, "");
-        said
-    }
-
-    /// Sends a template message.
-    async fn send(&self, open_id: &str, more: &[&str]) -> Value {
-        let send = ["send", "--app", "news", "--open-id", open_id];
-        self.json(&[&send, TEMPLATE.as_slice(), more].concat())
-            .await
-    }
-}
-
-async fn follower(dev: &Dev) -> String {
-    let user = json!({ "app_id": NEWS });
-    let user = dev.sandbox("/sandbox/users", &user).await;
-    user["open_id"].as_str().unwrap().to_owned()
-}
+use crate::{
+    running::{Dev, SOON},
+    shell::{NEWS, Shell, TEMPLATE, follower},
+};
 
 /// WeChat refuses so many template messages for good.
 async fn refuse(dev: &Dev, times: u32) {
@@ -194,6 +127,13 @@ async fn messages_are_listed_and_retried() {
 
     // By id: the ones that can be are, and the others are told.
     let retry = ["message", "retry", id(&failed[0]), id(&sent)];
+    let dry_run = [&retry[..], &["--dry-run"]].concat();
+    let (count, said) = shell.ends(&dry_run, 1).await;
+    assert_eq!(count, "1 message would be queued again");
+    assert!(
+        said.contains(&format!("{} is ", id(&sent))) && said.contains("not all of them"),
+        "{said}"
+    );
     let (table, said) = shell.ends(&retry, 1).await;
     assert!(
         table.contains(id(&failed[0])) && !table.contains(id(&sent)),
@@ -267,7 +207,6 @@ async fn refusals_and_wrong_flags_are_told() {
         vec!["message", "list", "--app", "news", "--limit", "0"],
         vec!["message", "retry"],
         vec!["message", "retry", nobody, "--app", "news"],
-        vec!["message", "retry", nobody, "--dry-run"],
         vec!["message", "retry", nobody, "--errcode", "1"],
     ] {
         shell.fails(&args, 64).await;

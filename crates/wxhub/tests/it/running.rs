@@ -83,10 +83,26 @@ impl Dev {
 
     /// Makes the sandbox do something.
     pub(crate) async fn sandbox(&self, path: &str, body: &Value) -> Value {
+        self.ask_sandbox(path, |http, url| http.post(url).json(body))
+            .await
+    }
+
+    /// What the users' phones hold.
+    pub(crate) async fn inbox(&self, app_id: &str) -> Vec<Value> {
+        let path = format!("/sandbox/inbox?app_id={app_id}");
+        let inbox = self.ask_sandbox(&path, |http, url| http.get(url)).await;
+        inbox["messages"].as_array().unwrap().clone()
+    }
+
+    async fn ask_sandbox(
+        &self,
+        path: &str,
+        request: impl FnOnce(reqwest::Client, String) -> reqwest::RequestBuilder,
+    ) -> Value {
         service_kit::telemetry::install_tls_provider();
         let http = reqwest::Client::builder().no_proxy().timeout(SOON);
         let url = format!("{}{path}", self.row("sandbox")[1]);
-        let answer = http.build().unwrap().post(url).json(body).send().await;
+        let answer = request(http.build().unwrap(), url).send().await;
         let text = answer.unwrap().error_for_status().unwrap().text().await;
         serde_json::from_str(&text.unwrap()).unwrap_or_default()
     }
