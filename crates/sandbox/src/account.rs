@@ -22,12 +22,16 @@ use crate::{
 /// Users that an account remembers.
 const USERS: usize = 100_000;
 
+/// Uploads that an account remembers.
+const MEDIA: usize = 10_000;
+
 pub(crate) struct Account {
     pub(crate) config: AccountConfig,
     pub(crate) classic: TokenRing,
     pub(crate) stable: StableTokens,
     pub(crate) js_codes: JsCodes,
     pub(crate) form_ids: FormIds,
+    pub(crate) media_ids: BoundedMap<()>,
     /// Of the phone number button, and who pressed it.
     pub(crate) phone_codes: Codes<String>,
     pub(crate) oauth: OAuth,
@@ -59,6 +63,7 @@ impl Account {
             stable: StableTokens::default(),
             js_codes: JsCodes::default(),
             form_ids: FormIds::default(),
+            media_ids: BoundedMap::new(MEDIA),
             phone_codes: Codes::default(),
             oauth: OAuth::default(),
             client_msg_ids: ClientMsgIds::default(),

@@ -28,6 +28,7 @@ pub(crate) fn routes() -> Router<State> {
         .route("/sandbox/users", post(user))
         .route("/sandbox/login", post(login))
         .route("/sandbox/form", post(form))
+        .route("/sandbox/media", post(media))
         .route("/sandbox/user-data", post(user_data))
         .route("/sandbox/phone-code", post(phone_code))
         .route("/sandbox/authorize", post(authorize))
@@ -162,6 +163,14 @@ async fn form(
 ) -> Result<Response, Refusal> {
     let AccountUser { app_id, open_id } = parse(&body)?;
     Ok(Json(state.form(&app_id, open_id.as_deref())?).into_response())
+}
+
+async fn media(
+    extract::State(state): extract::State<State>,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    let Account { app_id } = parse(&body)?;
+    Ok(Json(state.media(&app_id)?).into_response())
 }
 
 async fn user_data(

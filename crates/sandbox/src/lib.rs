@@ -40,7 +40,7 @@ pub use self::{
     fault::Fault,
     message::{Message, MessageKind},
     oauth::{Authorize, Authorized},
-    state::{AccountView, Deliver, Error, Form, Login, Standing, State, UserView},
+    state::{AccountView, Deliver, Error, Form, Login, Media, Standing, State, UserView},
     user_data::{PhoneCode, UserData, UserDataKind},
 };
 

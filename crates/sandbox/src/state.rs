@@ -17,6 +17,7 @@ use crate::{
     callback::{self, Delivery, PassiveReply, Push, Target, Verification, push::is_field_name},
     calls::{CallLog, Calls},
     clock::Clock,
+    code::mint_code,
     config::{Config, Kind},
     fault::{Fault, Faults},
     login::mint_session_key,
@@ -76,6 +77,13 @@ pub struct Form {
     pub form_id: String,
     /// The user.
     pub open_id: String,
+}
+
+/// Something that was uploaded.
+#[derive(Debug, Clone, Serialize)]
+pub struct Media {
+    /// For any message that shows something.
+    pub media_id: String,
 }
 
 /// A user of an account.
@@ -208,6 +216,18 @@ impl State {
             form_id: account.form_ids.issue(&open_id, now),
             open_id,
         })
+    }
+
+    /// Somebody uploads a picture, a film or a sound for the account's messages.
+    ///
+    /// # Errors
+    /// The account is none.
+    pub fn media(&self, app_id: &str) -> Result<Media, Error> {
+        let mut world = self.world();
+        let account = account(&mut world, app_id)?;
+        let media_id = mint_code();
+        account.media_ids.insert(media_id.clone(), ());
+        Ok(Media { media_id })
     }
 
     /// Makes a user, or changes whether one follows.

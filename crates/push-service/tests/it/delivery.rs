@@ -1,11 +1,15 @@
 //! What is accepted arrives, and WeChat's answer decides about the rest.
 
-use proto::push::v1::{self as pb, MessageState, send_message_request::Content};
+use proto::push::v1::{
+    self as pb, MessageState, customer_content::Message as Customer, send_message_request::Content,
+};
 use sandbox::{Deliver, Fault, MessageKind};
+use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::world::{
-    Backend, NEWS, SHOP, SOON, World, customer, form_template, on_both, subscribe, template,
+    Backend, NEWS, SHOP, SOON, World, customer, form_template, is_sent, on_both, subscribe,
+    template,
 };
 
 const TEMPLATE_SEND: &str = "/cgi-bin/message/template/send";
@@ -22,6 +26,137 @@ async fn write_to(world: &World, app_id: &str, open_id: &str) {
     };
     let delivery = world.sandbox.deliver(deliver).await.unwrap();
     assert_eq!(delivery.problem, None);
+}
+
+/// Messages of every msgtype that the app has, each with what WeChat is to get besides the user.
+fn customer_messages(app_id: &str, media_id: &str) -> Vec<(Customer, Value)> {
+    let media = || pb::CustomerMedia {
+        media_id: media_id.to_owned(),
+    };
+    let article = || pb::CustomerArticle {
+        title: "新品".to_owned(),
+        description: "\"试试\" <看>".to_owned(),
+        url: "https://example.com/?a=1&b=2".to_owned(),
+        picture_url: "https://example.com/p.png".to_owned(),
+    };
+    let text = "您好 <a href=\"https://example.com/?a=1&b=2\">点\u{1f600}</a>\n第二行";
+    let both = [
+        (
+            Customer::Text(pb::CustomerText {
+                content: text.to_owned(),
+            }),
+            json!({"msgtype": "text", "text": {"content": text}}),
+        ),
+        (
+            Customer::Image(media()),
+            json!({"msgtype": "image", "image": {"media_id": media_id}}),
+        ),
+        (
+            Customer::MiniProgramPage(pb::CustomerMiniProgramPage {
+                title: "订单".to_owned(),
+                app_id: SHOP.to_owned(),
+                page_path: "pages/order?id=1&from=客服".to_owned(),
+                thumb_media_id: media_id.to_owned(),
+            }),
+            json!({"msgtype": "miniprogrampage", "miniprogrampage": {
+                "title": "订单", "appid": SHOP, "pagepath": "pages/order?id=1&from=客服", "thumb_media_id": media_id
+            }}),
+        ),
+    ];
+    let own = if app_id == SHOP {
+        vec![
+            (
+                Customer::MiniProgramPage(pb::CustomerMiniProgramPage {
+                    title: "订单".to_owned(),
+                    app_id: String::new(),
+                    page_path: "pages/order".to_owned(),
+                    thumb_media_id: media_id.to_owned(),
+                }),
+                json!({"msgtype": "miniprogrampage", "miniprogrampage": {
+                    "title": "订单", "appid": SHOP, "pagepath": "pages/order", "thumb_media_id": media_id
+                }}),
+            ),
+            (
+                Customer::Link(article()),
+                json!({"msgtype": "link", "link": {
+                    "title": "新品", "description": "\"试试\" <看>", "url": "https://example.com/?a=1&b=2",
+                    "thumb_url": "https://example.com/p.png"
+                }}),
+            ),
+        ]
+    } else {
+        vec![
+            (
+                Customer::Voice(media()),
+                json!({"msgtype": "voice", "voice": {"media_id": media_id}}),
+            ),
+            (
+                Customer::Video(pb::CustomerVideo {
+                    media_id: media_id.to_owned(),
+                    thumb_media_id: media_id.to_owned(),
+                    title: "开箱".to_owned(),
+                    description: String::new(),
+                }),
+                json!({"msgtype": "video", "video": {
+                    "media_id": media_id, "thumb_media_id": media_id, "title": "开箱"
+                }}),
+            ),
+            (
+                Customer::Music(pb::CustomerMusic {
+                    title: "茉莉花".to_owned(),
+                    description: "民歌".to_owned(),
+                    url: "https://example.com/m.mp3".to_owned(),
+                    hq_url: "https://example.com/hq.mp3".to_owned(),
+                    thumb_media_id: media_id.to_owned(),
+                }),
+                json!({"msgtype": "music", "music": {
+                    "title": "茉莉花", "description": "民歌", "musicurl": "https://example.com/m.mp3",
+                    "hqmusicurl": "https://example.com/hq.mp3", "thumb_media_id": media_id
+                }}),
+            ),
+            (
+                Customer::News(article()),
+                json!({"msgtype": "news", "news": {"articles": [{
+                    "title": "新品", "description": "\"试试\" <看>", "url": "https://example.com/?a=1&b=2",
+                    "picurl": "https://example.com/p.png"
+                }]}}),
+            ),
+            (
+                Customer::MpNews(media()),
+                json!({"msgtype": "mpnews", "mpnews": {"media_id": media_id}}),
+            ),
+            (
+                Customer::MpNewsArticle(pb::CustomerPublishedArticle {
+                    article_id: "article-1".to_owned(),
+                }),
+                json!({"msgtype": "mpnewsarticle", "mpnewsarticle": {"article_id": "article-1"}}),
+            ),
+            (
+                Customer::Menu(pb::CustomerMenu {
+                    head_content: "满意吗".to_owned(),
+                    items: [("101", "满意"), ("102", "不满意")]
+                        .map(|(id, content)| pb::customer_menu::Item {
+                            id: id.to_owned(),
+                            content: content.to_owned(),
+                        })
+                        .into(),
+                    tail_content: "谢谢".to_owned(),
+                }),
+                json!({"msgtype": "msgmenu", "msgmenu": {
+                    "head_content": "满意吗",
+                    "list": [{"id": "101", "content": "满意"}, {"id": "102", "content": "不满意"}],
+                    "tail_content": "谢谢"
+                }}),
+            ),
+            (
+                Customer::Card(pb::CustomerCard {
+                    card_id: "card-1".to_owned(),
+                }),
+                json!({"msgtype": "wxcard", "wxcard": {"card_id": "card-1"}}),
+            ),
+        ]
+    };
+    both.into_iter().chain(own).collect()
 }
 
 on_both! {
@@ -49,23 +184,31 @@ on_both! {
         }
         let inbox = world.inbox(&follower);
         assert_eq!(inbox.last().unwrap().content, "您好 <a href=\"https://example.com\">&\u{1f600}</a>");
+        app.stop().await;
+    }
 
-        let menu = pb::CustomerMenu {
-            head_content: "满意吗".to_owned(),
-            items: vec![pb::customer_menu::Item {
-                id: "101".to_owned(),
-                content: "满意".to_owned(),
-            }],
-            tail_content: String::new(),
-        };
-        let mut request = customer("news", &follower, "");
-        if let Some(Content::Customer(customer)) = &mut request.content {
-            customer.message = Some(pb::customer_content::Message::Menu(menu));
+    async fn a_customer_service_message_of_every_msgtype_is_shown_as_it_was_given(backend: Backend) {
+        let mut world = World::start(backend).await;
+        let app = world.app().await;
+        let media = [NEWS, SHOP].map(|app_id| world.sandbox.media(app_id).unwrap().media_id);
+        for (app_id, media_id) in [NEWS, SHOP].into_iter().zip(&media) {
+            for (message, shown) in customer_messages(app_id, media_id) {
+                // A user of its own: one who wrote may be written to five times.
+                let user = world.user(app_id);
+                write_to(&world, app_id, &user).await;
+                let mut request = customer(app_id, &user, "");
+                if let Some(Content::Customer(customer)) = &mut request.content {
+                    customer.message = Some(message);
+                }
+                let accepted = app.send(request).await.unwrap();
+                let ended = app.until(&accepted.message_id, |message| message.sent_time.is_some() || message.errcode != 0).await;
+                assert!(is_sent(&ended), "{shown}: {ended:?}");
+                let inbox = world.inbox(&user);
+                let mut got = inbox.last().unwrap().message.clone();
+                assert_eq!(got.as_object_mut().unwrap().remove("touser"), Some(json!(user)));
+                assert_eq!(got, shown);
+            }
         }
-        let accepted = app.send(request).await.unwrap();
-        app.until_state(&accepted.message_id, MessageState::Sent).await;
-        let inbox = world.inbox(&follower);
-        assert_eq!(inbox.last().unwrap().content, "满意吗");
         app.stop().await;
     }
 

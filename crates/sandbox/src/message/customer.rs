@@ -15,7 +15,7 @@ pub(super) fn send(account: &mut Account, body: Value, now: Moment) -> Result<Se
         .unwrap_or_default()
         .to_owned();
     account.user(&open_id).ok_or(ApiError::INVALID_OPENID)?;
-    let content = content(account.config.kind, &body)?;
+    let content = content(account, &body)?;
     let is_official = account.config.kind == Kind::OfficialAccount;
     let user = account.user_mut(&open_id).ok_or(ApiError::INVALID_OPENID)?;
     if is_official && !user.follows {
@@ -35,7 +35,8 @@ pub(super) fn send(account: &mut Account, body: Value, now: Moment) -> Result<Se
 }
 
 /// What the user reads, once the message has the parts that its `msgtype` needs.
-fn content(kind: Kind, body: &Value) -> Result<String, ApiError> {
+fn content(account: &Account, body: &Value) -> Result<String, ApiError> {
+    let kind = account.config.kind;
     let msg_type = body
         .get("msgtype")
         .and_then(Value::as_str)
@@ -55,31 +56,72 @@ fn content(kind: Kind, body: &Value) -> Result<String, ApiError> {
         .filter(|part| part.is_object())
         .ok_or(ApiError::DATA_FORMAT)?;
     let text = |field: &str| part.get(field).and_then(Value::as_str).unwrap_or_default();
+    let needs = |fields: &[&str]| has(part, fields);
+    let shows = |media: &[&str]| {
+        let known = |field: &&str| account.media_ids.get(text(field)).is_some();
+        let known = media.iter().all(known);
+        known.then_some(()).ok_or(ApiError::INVALID_MEDIA_ID)
+    };
     match msg_type {
         "text" => match text("content") {
-            "" => Err(ApiError::EMPTY_CONTENT),
-            content if content.len() > TEXT_LIMIT => Err(ApiError::CONTENT_SIZE),
-            content => Ok(content.to_owned()),
+            "" => return Err(ApiError::EMPTY_CONTENT),
+            content if content.len() > TEXT_LIMIT => return Err(ApiError::CONTENT_SIZE),
+            content => return Ok(content.to_owned()),
         },
-        // Nothing can be uploaded here, so every media_id is one that does not exist.
-        "image" | "voice" | "video" | "music" | "mpnews" | "miniprogrampage" => {
-            Err(ApiError::INVALID_MEDIA_ID)
+        "video" => shows(&["media_id", "thumb_media_id"])?,
+        "music" => {
+            needs(&["title", "description", "musicurl"])?;
+            shows(&["thumb_media_id"])?;
         }
-        "news" => match part
-            .get("articles")
-            .and_then(Value::as_array)
-            .map(Vec::as_slice)
-        {
-            Some([article]) => Ok(article
-                .get("title")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned()),
-            Some([_, ..]) => Err(ApiError::ARTICLE_COUNT),
-            _ => Err(ApiError::EMPTY_CONTENT),
+        "news" => match list(part, "articles") {
+            [article] => {
+                has(article, &["title"])?;
+                return Ok(title(article));
+            }
+            [_, ..] => return Err(ApiError::ARTICLE_COUNT),
+            [] => return Err(ApiError::EMPTY_CONTENT),
         },
-        "msgmenu" => Ok(text("head_content").to_owned()),
-        "link" => Ok(text("title").to_owned()),
-        _ => Ok(format!("[{msg_type}]")),
+        "mpnewsarticle" => needs(&["article_id"])?,
+        "msgmenu" => {
+            let items = list(part, "list");
+            if items.is_empty() {
+                return Err(ApiError::DATA_FORMAT);
+            }
+            for item in items {
+                has(item, &["id", "content"])?;
+            }
+            return Ok(text("head_content").to_owned());
+        }
+        "wxcard" => needs(&["card_id"])?,
+        "miniprogrampage" => {
+            needs(&["title", "appid", "pagepath"])?;
+            shows(&["thumb_media_id"])?;
+        }
+        "link" => needs(&["title"])?,
+        _ => shows(&["media_id"])?,
     }
+    Ok(match title(part).as_str() {
+        "" => format!("[{msg_type}]"),
+        title => title.to_owned(),
+    })
+}
+
+/// Texts that a message of its kind has, none of them empty.
+fn has(part: &Value, fields: &[&str]) -> Result<(), ApiError> {
+    let filled = |field: &&str| {
+        let text = part.get(field).and_then(Value::as_str);
+        text.is_some_and(|text| !text.is_empty())
+    };
+    let whole = fields.iter().all(filled);
+    whole.then_some(()).ok_or(ApiError::DATA_FORMAT)
+}
+
+fn list<'a>(part: &'a Value, field: &str) -> &'a [Value] {
+    let items = part.get(field).and_then(Value::as_array);
+    items.map(Vec::as_slice).unwrap_or_default()
+}
+
+fn title(part: &Value) -> String {
+    let title = part.get("title").and_then(Value::as_str);
+    title.unwrap_or_default().to_owned()
 }

@@ -100,6 +100,7 @@ async fn contents_are_checked() {
     world.state.deliver(says(NEWS, "hi")).await.unwrap();
     world.state.deliver(says(SHOP, "hi")).await.unwrap();
     let (follower, player) = (world.default_user(NEWS), world.default_user(SHOP));
+    let media_id = world.state.media(NEWS).unwrap().media_id;
     let text = |content: &str| json!({"touser": follower, "msgtype": "text", "text": {"content": content}});
     for (app_id, body, code) in [
         (NEWS, text(&"x".repeat(2048)), 0),
@@ -116,6 +117,26 @@ async fn contents_are_checked() {
             NEWS,
             json!({"touser": follower, "msgtype": "image", "image": {"media_id": "m"}}),
             40007,
+        ),
+        (
+            NEWS,
+            json!({"touser": follower, "msgtype": "image", "image": {"media_id": media_id}}),
+            0,
+        ),
+        (
+            NEWS,
+            json!({"touser": follower, "msgtype": "video", "video": {"media_id": media_id}}),
+            40007,
+        ),
+        (
+            NEWS,
+            json!({"touser": follower, "msgtype": "music", "music": {"thumb_media_id": media_id}}),
+            47001,
+        ),
+        (
+            NEWS,
+            json!({"touser": follower, "msgtype": "msgmenu", "msgmenu": {"list": [{"id": "1"}]}}),
+            47001,
         ),
         (
             NEWS,
