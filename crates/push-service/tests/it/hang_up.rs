@@ -24,6 +24,8 @@ const RECOVERED: Duration = Duration::from_secs(10);
 const STEPS: usize = 100;
 /// The longest that a caller waits who hangs up at any moment, and that the database is away.
 const LONGEST: Duration = Duration::from_millis(50);
+/// Longer than an acceptance waits for the database.
+const HANGS: Duration = Duration::from_secs(6);
 /// Callers at once.
 const CALLERS: usize = 20;
 /// Messages of one batch.
@@ -313,6 +315,20 @@ async fn a_caller_that_hangs_up_at_any_step_gets_all_or_nothing_while_redis_hang
     hangs_up_at_every_step(Redis::Hangs).await;
 }
 
+/// Calls of every kind at once, whose callers hang up at any moment.
+async fn call_and_hang_up(test: &Test, round: usize) {
+    let callers = (0..CALLERS).map(|number| async move {
+        let call = CALLS[number % CALLS.len()];
+        let name = format!("{call:?}/{round}-{number}");
+        let patience = LONGEST.mul_f64(rand::random());
+        let mut client = test.front.client();
+        hear(&mut client).await;
+        let call = test.call(&mut client, call, &name);
+        unless(call, tokio::time::sleep(patience)).await
+    });
+    join_all(callers).await;
+}
+
 /// Callers hang up while nobody reaches the database, and before and after: what is stored goes out once it is back.
 async fn hang_up_at_any_moment(redis: Redis) {
     let test = Test::start_all_on_one_line(redis).await;
@@ -320,18 +336,6 @@ async fn hang_up_at_any_moment(redis: Redis) {
         for _ in 0..CALLERS / CALLS.len() {
             test.collect_form().await;
         }
-        let callers = (0..CALLERS).map(|number| {
-            let call = CALLS[number % CALLS.len()];
-            let name = format!("{call:?}/{round}-{number}");
-            let patience = LONGEST.mul_f64(rand::random());
-            let mut client = test.front.client();
-            let test = &test;
-            async move {
-                hear(&mut client).await;
-                let call = test.call(&mut client, call, &name);
-                unless(call, tokio::time::sleep(patience)).await
-            }
-        });
         let breaks = async {
             // Every other time, the database fails in the middle of it.
             if round % 2 == 1 {
@@ -342,7 +346,7 @@ async fn hang_up_at_any_moment(redis: Redis) {
                 test.line.heal().await;
             }
         };
-        tokio::join!(join_all(callers), breaks);
+        tokio::join!(call_and_hang_up(&test, round), breaks);
     }
     assert!(test.judge().await > 0);
     test.stop().await;
@@ -361,4 +365,18 @@ async fn callers_that_hang_up_at_any_moment_get_all_or_nothing_without_redis() {
 #[tokio::test]
 async fn callers_that_hang_up_at_any_moment_get_all_or_nothing_while_redis_hangs() {
     hang_up_at_any_moment(Redis::Hangs).await;
+}
+
+#[tokio::test]
+async fn callers_that_hang_up_on_a_database_that_hangs_get_all_or_nothing() {
+    let test = Test::start_all_on_one_line(Redis::Up).await;
+    for _ in 0..CALLERS / CALLS.len() {
+        test.collect_form().await;
+    }
+    test.line.stall_after(rand::rng().random_range(0..200));
+    call_and_hang_up(&test, 0).await;
+    tokio::time::sleep(HANGS).await;
+    test.line.heal().await;
+    test.judge().await;
+    test.stop().await;
 }
