@@ -43,7 +43,7 @@ use crate::{
     database,
     doorbell::Doorbell,
     error::Error,
-    message::{Content, Lane, Message, Priority, Sender},
+    message::{Content, Lane, Message, Sender},
 };
 
 /// Whatever was seen of the table longer ago than this tells nothing of a broadcast that was not seen.
@@ -366,11 +366,11 @@ impl Seen {
 
 /// Where its messages wait.
 fn lane(broadcast: &Broadcast) -> String {
-    let lane = Lane {
-        priority: Priority::Broadcast,
-        app_id: broadcast.app_id.clone(),
-        kind: broadcast.kind.clone(),
-        whose: broadcast.broadcast_id.clone(),
-    };
-    lane.to_string()
+    let Broadcast {
+        app_id,
+        kind,
+        broadcast_id,
+        ..
+    } = broadcast;
+    Lane::of_broadcast(app_id, kind, broadcast_id).to_string()
 }

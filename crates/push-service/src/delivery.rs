@@ -6,6 +6,7 @@
 //! attempt whose outcome is unknown.
 
 mod batch;
+mod depth;
 mod outcomes;
 mod pauses;
 mod policy;
@@ -41,11 +42,12 @@ use self::{
     queue::Ended,
     turn::Waiting,
 };
-pub(crate) use self::{pauses::Pauses, queue::Queue};
+pub(crate) use self::{depth::Depths, pauses::Pauses, queue::Queue};
 use crate::{
     broadcast::Broadcasts,
     doorbell::Doorbell,
     message::{Content, Lane, Message, Priority, resume_trace},
+    metrics,
     rate::{Rate, Taken},
     receipt::Receipts,
 };
@@ -192,7 +194,9 @@ impl Delivery {
             })
             .collect();
         let ended: Vec<&Ended> = ended.iter().collect();
-        self.queue.write(&ended).await
+        self.queue.write(&ended).await?;
+        metrics::lost(ended.len() as u64);
+        Ok(())
     }
 
     fn after_loss(&self, message: &Message) -> queue::Outcome {
@@ -224,6 +228,7 @@ impl Delivery {
             let want = turn::want(waiting, app_id);
             let Taken { count, wait } = self.rate.take(&app.app_id, per_second, want).await;
             if !wait.is_zero() {
+                metrics::rate_wait(&app.name, wait);
                 left.sooner(Instant::now() + wait);
             }
             taken.insert(app_id.to_owned(), count);
@@ -252,6 +257,11 @@ impl Delivery {
 
     fn app(&self, app_id: &str) -> Option<Arc<App>> {
         self.catalog.current().app(app_id).cloned()
+    }
+
+    /// An app's name, by which metrics tell it.
+    fn name(&self, app_id: &str) -> String {
+        depth::name(&self.catalog, app_id)
     }
 
     fn circumstances(&self, app_id: &str) -> Circumstances {

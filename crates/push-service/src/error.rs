@@ -84,8 +84,6 @@ pub(crate) enum Error {
     DatabaseTimeout,
     #[error("a task panicked")]
     Panicked,
-    #[error("not built yet")]
-    Unfinished,
 }
 
 impl From<Error> for Status {
@@ -199,7 +197,6 @@ impl From<Error> for Status {
                 error!("the database did not answer in time");
                 status::store_unavailable("the database")
             }
-            Error::Unfinished => Status::unimplemented("not built yet"),
             Error::Panicked => {
                 error!("a task panicked");
                 status::internal()

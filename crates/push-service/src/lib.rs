@@ -1,5 +1,4 @@
 #![doc = include_str!("../README.md")]
-#![allow(dead_code, reason = "being built")]
 
 mod account;
 mod broadcast;
@@ -47,7 +46,7 @@ use self::{
     broadcast::Broadcasts,
     callback::{Callbacks, seen::Seen},
     database::Database,
-    delivery::{Delivery, POLL, Queue, UPSTREAM_DEADLINE},
+    delivery::{Delivery, Depths, POLL, Queue, UPSTREAM_DEADLINE},
     doorbell::Doorbell,
     http::Http,
     message::Messages,
@@ -163,12 +162,20 @@ impl App {
             catalog.clone(),
             clock.clone(),
         );
+        let queue = Queue {
+            database: database.clone(),
+        };
+        let depths = Depths {
+            queue: queue.clone(),
+            pauses: Arc::default(),
+            catalog: catalog.clone(),
+            clock: clock.clone(),
+            readiness: readiness.clone(),
+        };
         let delivery = Delivery {
             broadcasts: broadcasts.clone(),
-            queue: Queue {
-                database: database.clone(),
-            },
-            pauses: Arc::default(),
+            queue,
+            pauses: Arc::clone(&depths.pauses),
             rate: Rate::new(
                 config.redis.as_ref().map(storage::redis).transpose()?,
                 clock.clone(),
@@ -199,6 +206,7 @@ impl App {
         });
         workers.add("tokens", |stop| tokens.watch(stop));
         workers.add("doorbell", |stop| doorbell.run(stop));
+        workers.add("depths", |stop| depths.run(stop));
         workers.add("pruning", |stop| pruning.run(stop));
         workers.add("receipts", |stop| recorder.run(stop));
         workers.add("delivery", |stop| delivery.run(stop));

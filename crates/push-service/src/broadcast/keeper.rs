@@ -19,6 +19,7 @@ use super::{Broadcast, Broadcasts, State, lane};
 use crate::{
     database,
     message::{self, Message},
+    metrics,
 };
 
 /// How often the table is looked at while there is something to look after, and otherwise.
@@ -81,6 +82,7 @@ impl Broadcasts {
     }
 
     fn take_note(&self, found: &[Broadcast]) {
+        tell(found);
         let now = self.clock.elapsed();
         let mut seen = self.seen();
         seen.at = Some(now);
@@ -208,4 +210,23 @@ impl Broadcasts {
             trace_parent: None,
         }
     }
+}
+
+/// Tells the operator how many there are, and how many of their recipients wait.
+fn tell(found: &[Broadcast]) {
+    for (label, state) in [
+        ("running", State::Running),
+        ("paused", State::Paused),
+        ("cancelling", State::Cancelling),
+    ] {
+        let count = found.iter().filter(|broadcast| broadcast.state == state);
+        metrics::broadcasts(label, u32::try_from(count.count()).unwrap_or(u32::MAX));
+    }
+    let sum = |count: fn(&Broadcast) -> i64| {
+        let sum: i64 = found.iter().map(count).sum();
+        u32::try_from(sum.max(0)).unwrap_or(u32::MAX)
+    };
+    metrics::broadcast_recipients("queued", sum(Broadcast::queued));
+    let to_queue = sum(|broadcast| broadcast.recipients - broadcast.expanded);
+    metrics::broadcast_recipients("to_queue", to_queue);
 }

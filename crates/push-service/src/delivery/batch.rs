@@ -15,7 +15,7 @@ use super::{
     queue::{LEASE, Next, Outcome},
 };
 use crate::{
-    message::{Content, Message, Outbound, resume_trace},
+    message::{Content, Message, Outbound, Priority, resume_trace},
     metrics,
 };
 
@@ -64,7 +64,14 @@ impl Batch {
                     content,
                     outbound,
                 }),
-                Err(outcome) => self.put(&message, *outcome, slot),
+                Err(outcome) => {
+                    let state = match outcome.next {
+                        Next::Expired => "expired",
+                        _ => "failed",
+                    };
+                    metrics::given_up(self.delivery.name(self.app_id.as_str()), state);
+                    self.put(&message, *outcome, slot);
+                }
             }
         }
         if ready.is_empty() {
@@ -195,6 +202,8 @@ impl Batch {
                 "messages wait for WeChat's quota: {error}"
             );
         }
+        let app = self.delivery.name(&message.app_id);
+        let errcode = metrics::errcode(&result);
         let attempt = Attempt::Made(result);
         let mut outcome = policy::after(&message, &content, attempts, &attempt, circumstances);
         if let Next::Queued { delay } = &mut outcome.next {
@@ -204,14 +213,19 @@ impl Batch {
         let took = self.delivery.clock.elapsed().saturating_sub(started);
         match &outcome.next {
             Next::Sent { time, .. } => {
-                metrics::attempt(kind, "sent", took);
-                let waited = (*time - message.create_time).to_std().unwrap_or_default();
-                metrics::sent(kind, waited);
+                metrics::attempt(app, kind, "sent", errcode, took);
+                let wanted = message.schedule_time.max(Some(message.create_time));
+                let waited = wanted.and_then(|wanted| (*time - wanted).to_std().ok());
+                let priority = match message.broadcast_id {
+                    None => Priority::Transactional,
+                    Some(_) => Priority::Broadcast,
+                };
+                metrics::sent(kind, priority.name(), waited.unwrap_or_default());
                 debug!(message.id = message.message_id, kind, attempts, "sent");
             }
             Next::First => {}
             Next::Queued { delay } => {
-                metrics::attempt(kind, "retry", took);
+                metrics::attempt(app, kind, "retry", errcode, took);
                 info!(
                     message.id = message.message_id,
                     kind,
@@ -222,7 +236,7 @@ impl Batch {
                 );
             }
             Next::Failed | Next::Expired => {
-                metrics::attempt(kind, "failed", took);
+                metrics::attempt(app, kind, "failed", errcode, took);
                 warn!(
                     message.id = message.message_id,
                     kind,

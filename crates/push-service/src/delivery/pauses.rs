@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::message::Lane;
+use crate::{message::Lane, metrics};
 
 /// WeChat counts as unreachable after so many connections in a row that did not come about.
 const IN_A_ROW: u32 = 8;
@@ -38,7 +38,9 @@ impl Pauses {
             app_id: Some(app_id.to_owned()),
             kind,
         };
-        self.lock().insert(waits, until);
+        if self.lock().insert(waits, until).is_none() {
+            metrics::paused(kind.map_or("token", |_| "quota"));
+        }
     }
 
     /// Notes whether WeChat could be connected to. Nothing at all is sent for a while once it could not, again and again.
@@ -50,7 +52,9 @@ impl Pauses {
                 app_id: None,
                 kind: None,
             };
-            self.lock().insert(everything, now + UNREACHABLE);
+            if self.lock().insert(everything, now + UNREACHABLE).is_none() {
+                metrics::paused("unreachable");
+            }
         }
     }
 
@@ -68,6 +72,19 @@ impl Pauses {
             .map(|(_, until)| *until)
             .max()?;
         Some(until - now)
+    }
+
+    /// What waits now, and for how long: an app, or all of them, and a kind, or all.
+    pub(super) fn all(
+        &self,
+        now: Duration,
+    ) -> Vec<(Option<String>, Option<&'static str>, Duration)> {
+        let pauses = self.lock();
+        let left = pauses.iter().filter_map(|(waits, until)| {
+            let left = until.checked_sub(now)?;
+            Some((waits.app_id.clone(), waits.kind, left))
+        });
+        left.collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Waits, Duration>> {

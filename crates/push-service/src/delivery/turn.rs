@@ -191,7 +191,7 @@ mod tests {
         let app_id = AppId::try_from("wx0000000000000001").unwrap();
         match priority {
             Priority::Transactional => Lane::of_caller(&app_id, "template", whose),
-            Priority::Broadcast => Lane::of_broadcast(&app_id, "template", whose),
+            Priority::Broadcast => Lane::of_broadcast(app_id.as_str(), "template", whose),
         }
     }
 

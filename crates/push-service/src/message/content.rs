@@ -589,7 +589,7 @@ mod tests {
                     app_id: "wx1".to_owned(),
                     page_path: "p".to_owned(),
                 }),
-                data: [("thing1".to_owned(), "secret \u{1f600}".to_owned())].into(),
+                data: [("thing1".to_owned(), "secret 😀".to_owned())].into(),
             }),
             Content::Customer(Customer {
                 kf_account: None,

@@ -13,6 +13,16 @@ pub(crate) enum Priority {
     Broadcast,
 }
 
+impl Priority {
+    /// Its name in metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Transactional => "transactional",
+            Self::Broadcast => "broadcast",
+        }
+    }
+}
+
 /// Messages that wait for the same things: one app's, of one kind, of one caller or one broadcast. Kept as a text in
 /// the row, so that the queue's index keeps them apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,10 +47,10 @@ impl Lane {
     }
 
     /// Where a broadcast's messages wait.
-    pub(crate) fn of_broadcast(app_id: &AppId, kind: &str, broadcast_id: &str) -> Self {
+    pub(crate) fn of_broadcast(app_id: &str, kind: &str, broadcast_id: &str) -> Self {
         Self {
             priority: Priority::Broadcast,
-            app_id: app_id.to_string(),
+            app_id: app_id.to_owned(),
             kind: kind.to_owned(),
             whose: broadcast_id.to_owned(),
         }
@@ -84,7 +94,7 @@ mod tests {
         for lane in [
             Lane::of_caller(&app_id, "template", "crm"),
             Lane::of_caller(&app_id, "template", "a/b"),
-            Lane::of_broadcast(&app_id, "subscribe", "0197"),
+            Lane::of_broadcast(app_id.as_str(), "subscribe", "0197"),
         ] {
             assert_eq!(Lane::parse(&lane.to_string()), Some(lane));
         }

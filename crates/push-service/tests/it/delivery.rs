@@ -39,7 +39,7 @@ fn customer_messages(app_id: &str, media_id: &str) -> Vec<(Customer, Value)> {
         url: "https://example.com/?a=1&b=2".to_owned(),
         picture_url: "https://example.com/p.png".to_owned(),
     };
-    let text = "您好 <a href=\"https://example.com/?a=1&b=2\">点\u{1f600}</a>\n第二行";
+    let text = "您好 <a href=\"https://example.com/?a=1&b=2\">点😀</a>\n第二行";
     let both = [
         (
             Customer::Text(pb::CustomerText {
@@ -171,7 +171,7 @@ on_both! {
             (template(&follower), &follower, MessageKind::Template),
             (subscribe(&shopper), &shopper, MessageKind::Subscribe),
             (form_template(&shopper, &form.form_id), &shopper, MessageKind::FormTemplate),
-            (customer("news", &follower, "您好 <a href=\"https://example.com\">&\u{1f600}</a>"), &follower, MessageKind::Customer),
+            (customer("news", &follower, "您好 <a href=\"https://example.com\">&😀</a>"), &follower, MessageKind::Customer),
         ] {
             let accepted = app.send(request).await.unwrap();
             let sent = app.until_state(&accepted.message_id, MessageState::Sent).await;
@@ -183,7 +183,7 @@ on_both! {
             assert_eq!(got.msgid.clone().unwrap_or_default(), sent.wechat_msg_id);
         }
         let inbox = world.inbox(&follower);
-        assert_eq!(inbox.last().unwrap().content, "您好 <a href=\"https://example.com\">&\u{1f600}</a>");
+        assert_eq!(inbox.last().unwrap().content, "您好 <a href=\"https://example.com\">&😀</a>");
         app.stop().await;
     }
 

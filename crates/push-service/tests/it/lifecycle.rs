@@ -1,7 +1,9 @@
 //! Start, settings, catalog changes and the door to the operator.
 
+use std::time::Duration;
+
 use proto::push::v1::MessageState;
-use service_kit::{Settings, cli::Service as _};
+use service_kit::{Clock, Settings, cli::Service as _};
 use test_support::{Collector, Process, eventually};
 use tonic::Code;
 
@@ -42,21 +44,36 @@ async fn it_is_ready_and_counts_what_it_does() {
     let accepted = app.send(template(&world.user(NEWS))).await.unwrap();
     app.until_state(&accepted.message_id, MessageState::Sent)
         .await;
-    let metrics = app
-        .http
-        .get(format!("http://{}/metrics", app.addrs.ops))
-        .send()
-        .await
-        .unwrap();
-    let metrics = metrics.text().await.unwrap();
-    assert!(
-        metrics.contains("wxhub_push_messages_accepted_total{kind=\"template\"}"),
-        "{metrics}"
-    );
-    assert!(
-        metrics.contains("wxhub_push_attempts_total{kind=\"template\",outcome=\"sent\"}"),
-        "{metrics}"
-    );
+    let refused = app.send(template("oNobody")).await.unwrap();
+    app.until_state(&refused.message_id, MessageState::Failed)
+        .await;
+    let mut later = template(&world.user(NEWS));
+    later.schedule_time = Some((Clock::System.now() + Duration::from_secs(3_600)).into());
+    app.send(later).await.unwrap();
+    app.stop().await;
+    // The queue is counted when a replica starts, and from then on now and then.
+    let app = world.app().await;
+    // Other tests of this process have their own worlds and the same metrics: what they tell is not compared.
+    eventually("metrics tell of it", SOON, async || {
+        let metrics = app.metrics().await;
+        let missing = [
+            r#"wxhub_push_messages_accepted_total{kind="template"}"#,
+            r#"wxhub_push_attempts_total{app="news",kind="template",outcome="sent",errcode="0"}"#,
+            r#"wxhub_push_attempts_total{app="news",kind="template",outcome="failed",errcode="40003"}"#,
+            r#"wxhub_push_attempt_duration_seconds_bucket{kind="template",le="0.1"}"#,
+            r#"wxhub_push_accepted_to_sent_seconds_bucket{kind="template",priority="transactional",le="0.1"}"#,
+            r#"wxhub_push_queue_messages{app="news",kind="template",priority="transactional",state="due"}"#,
+            r#"wxhub_push_queue_messages{app="news",kind="template",priority="transactional",state="later"}"#,
+            r#"wxhub_push_queue_oldest_seconds{app="news",kind="template",priority="transactional"}"#,
+            r#"wxhub_push_broadcasts{state="running"}"#,
+            r#"wxhub_push_broadcast_recipients{state="queued"}"#,
+            r#"wxhub_push_pruned_rows_total{table="message"}"#,
+        ]
+        .into_iter()
+        .find(|name| !metrics.contains(*name));
+        missing.map_or(Ok(()), |name| Err(format!("{name} is not in:\n{metrics}")))
+    })
+    .await;
     app.stop().await;
 }
 

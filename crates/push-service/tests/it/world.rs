@@ -296,6 +296,13 @@ impl Running {
         format!("http://{}{path}", self.addrs.http)
     }
 
+    /// What Prometheus is told.
+    pub(crate) async fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.addrs.ops);
+        let answer = self.http.get(url).send().await.unwrap();
+        answer.text().await.unwrap()
+    }
+
     pub(crate) async fn send(&self, request: SendMessageRequest) -> Result<Message, Status> {
         let response = self.client().send_message(request).await?;
         Ok(response.into_inner().message.unwrap())
