@@ -1,7 +1,7 @@
 //! Accepting: what is answered is committed, and what is committed will be sent.
 
 use std::{
-    collections::{HashMap, HashSet, hash_map::Entry},
+    collections::{HashMap, HashSet},
     time::Duration,
 };
 
@@ -102,19 +102,40 @@ impl Messages {
         new: &[NewMessage],
         bound: &Bound,
     ) -> Result<(Accepted, Vec<&'static str>), Error> {
+        // Nearly all request_ids are new: the table itself tells of one that is not, by refusing it. A repeat may find
+        // its form_id spent and its account bound to nobody, so where these matter the first is looked for first.
+        let simple = new
+            .iter()
+            .all(|new| matches!(new.recipient, Recipient::OpenId(_)) && !takes_form(&new.content));
+        let mut known = if simple {
+            HashMap::new()
+        } else {
+            self.known(sender, new).await?
+        };
         for _ in 0..TRIES {
-            let plan = self.plan(sender, new, bound).await?;
+            let plan = self.plan(sender, new, bound, &known).await?;
             let inserted = match plan.rows.as_slice() {
                 [] => Inserted::Stored,
                 rows => self.store.insert(rows).await?,
             };
             match inserted {
-                Inserted::Stored => return Ok((plan.accepted, plan.kinds)),
+                Inserted::Stored => return Ok(plan.done()),
                 // Somebody was faster with a form_id, or with a request_id.
                 Inserted::FormTaken | Inserted::RequestRepeated => {}
             }
+            known = self.known(sender, new).await?;
         }
         Err(Error::Contended)
+    }
+
+    /// What is stored already, by request_id.
+    async fn known(&self, sender: &Sender, new: &[NewMessage]) -> Result<Known, Error> {
+        let request_ids = new.iter().filter_map(|new| new.request_id.as_deref());
+        let known = self.store.by_requests(sender, request_ids.collect());
+        let known = known.await?.into_iter();
+        Ok(known
+            .filter_map(|message| Some((message.request_id.clone()?, message)))
+            .collect())
     }
 
     /// What is to be stored, as things stand.
@@ -123,55 +144,55 @@ impl Messages {
         sender: &Sender,
         new: &[NewMessage],
         bound: &Bound,
+        known: &Known,
     ) -> Result<Plan, Error> {
-        let request_ids = new.iter().filter_map(|new| new.request_id.as_deref());
-        let mut known: HashMap<String, Message> = self
-            .store
-            .by_requests(sender, request_ids.collect())
-            .await?
-            .into_iter()
-            .filter_map(|message| Some((message.request_id.clone()?, message)))
-            .collect();
         let mut plan = Plan::default();
         let mut forms = HashSet::new();
+        // Places of rows by their request_ids: one may be in the batch twice.
+        let mut planned: HashMap<&str, usize> = HashMap::new();
         let trace_parent = trace_parent();
         for new in new {
-            let first = new.request_id.as_ref().and_then(|id| known.get(id));
-            if let Some(first) = first {
-                plan.accepted.push(if same(first, new) {
-                    Ok(first.clone())
-                } else {
-                    Err(Error::RequestIdReused)
+            if let Some(request_id) = new.request_id.as_deref() {
+                let stored = known.get(request_id).map(|first| (first, None));
+                let first = stored.or_else(|| {
+                    let place = *planned.get(request_id)?;
+                    Some((plan.rows.get(place)?, Some(place)))
                 });
-                continue;
+                if let Some((first, place)) = first {
+                    plan.answers.push(match place {
+                        _ if !same(first, new) => Err(Error::RequestIdReused),
+                        Some(place) => Ok(First::Row(place)),
+                        None => Ok(First::Stored(Box::new(first.clone()))),
+                    });
+                    continue;
+                }
             }
             let open_id = match open_id(&new.recipient, bound) {
                 Ok(open_id) => open_id,
                 // It was stored when the accounts were asked about, and was pruned since.
                 Err(Error::Contended) => return Err(Error::Contended),
                 Err(error) => {
-                    plan.accepted.push(Err(error));
+                    plan.answers.push(Err(error));
                     continue;
                 }
             };
             let form = match self.form(sender, new, open_id, &forms).await {
                 Ok(form) => form,
                 Err(Error::NoForm) => {
-                    plan.accepted.push(Err(Error::NoForm));
+                    plan.answers.push(Err(Error::NoForm));
                     continue;
                 }
                 Err(error) => return Err(error),
             };
             forms.extend(form.clone());
-            let message = self.row(sender, new, open_id, form, trace_parent.clone());
-            if let Some(request_id) = &new.request_id
-                && let Entry::Vacant(entry) = known.entry(request_id.clone())
-            {
-                entry.insert(message.clone());
+            let place = plan.rows.len();
+            if let Some(request_id) = new.request_id.as_deref() {
+                planned.insert(request_id, place);
             }
+            let row = self.row(sender, new, open_id, form, trace_parent.clone());
+            plan.rows.push(row);
             plan.kinds.push(new.content.kind());
-            plan.rows.push(message.clone());
-            plan.accepted.push(Ok(message));
+            plan.answers.push(Ok(First::Row(place)));
         }
         Ok(plan)
     }
@@ -184,13 +205,11 @@ impl Messages {
         open_id: &OpenId,
         taken: &HashSet<String>,
     ) -> Result<Option<String>, Error> {
-        match &new.content {
-            Content::FormTemplate(content) if content.form_id.is_none() => {
-                let form = self.forms.soonest(&sender.app_id, open_id, taken).await?;
-                form.map(Some).ok_or(Error::NoForm)
-            }
-            _ => Ok(None),
+        if !takes_form(&new.content) {
+            return Ok(None);
         }
+        let form = self.forms.soonest(&sender.app_id, open_id, taken).await?;
+        form.map(Some).ok_or(Error::NoForm)
     }
 
     fn row(
@@ -236,12 +255,40 @@ impl Messages {
     }
 }
 
+/// Messages that were stored before, by request_id.
+type Known = HashMap<String, Message>;
+
 /// What is to be stored, and what each message of the batch is answered then.
 #[derive(Default)]
 struct Plan {
     rows: Vec<Message>,
     kinds: Vec<&'static str>,
-    accepted: Accepted,
+    answers: Vec<Result<First, Error>>,
+}
+
+/// The message that a request_id stands for.
+enum First {
+    /// Was stored by an earlier call.
+    Stored(Box<Message>),
+    /// Is the row at this place.
+    Row(usize),
+}
+
+impl Plan {
+    /// What each is answered, and the kinds of those that are new, now that the rows are stored.
+    fn done(self) -> (Accepted, Vec<&'static str>) {
+        let answers = self.answers.into_iter();
+        let accepted = answers.map(|answer| match answer? {
+            First::Stored(message) => Ok(*message),
+            First::Row(place) => self.rows.get(place).cloned().ok_or(Error::Panicked),
+        });
+        (accepted.collect(), self.kinds)
+    }
+}
+
+/// Whether a form_id is taken from the pool for it.
+fn takes_form(content: &Content) -> bool {
+    matches!(content, Content::FormTemplate(content) if content.form_id.is_none())
 }
 
 /// Whom a new message is for.
@@ -278,7 +325,7 @@ fn trace_parent() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, pin::pin, task::Poll};
+    use std::{cell::Cell, future::poll_fn, pin::pin, task::Poll};
 
     use proto::auth::v1::auth_service_client::AuthServiceClient;
     use service_kit::{
@@ -403,8 +450,10 @@ mod tests {
                 let messages = messages(tasks.clone());
                 line.stall_after(step);
                 let asked = polled(messages.accept_all(sender.clone(), batch(&name)), polls);
+                let failed = Cell::new(false);
                 let failing = async {
                     line.stalled().await;
+                    failed.set(true);
                     line.cut().await;
                     line.heal().await;
                 };
@@ -414,12 +463,14 @@ mod tests {
                     tasks.wait().await;
                     answer
                 };
-                let mut failing = pin!(failing);
+                let mut failing = Box::pin(failing);
                 let mut goes_on = pin!(goes_on);
-                let (answer, failed) = tokio::select! {
-                    answer = &mut goes_on => (answer, false),
-                    () = &mut failing => (goes_on.await, true),
+                let answer = tokio::select! {
+                    answer = &mut goes_on => answer,
+                    () = &mut failing => goes_on.await,
                 };
+                // Half done it would hold the line.
+                drop(failing);
                 line.heal().await;
                 let found = stored(&name).await;
                 assert!(found == 0 || found == 3, "{name}: {found} of 3 are stored");
@@ -431,7 +482,7 @@ mod tests {
                     _ if found == 3 => kept += 1,
                     _ => lost += 1,
                 }
-                if !failed {
+                if !failed.get() {
                     // Whatever is begun ends.
                     assert_eq!(found > 0, polls > 0, "{name}");
                     whole = matches!(answer, Some(Ok(_)));

@@ -31,20 +31,33 @@ pub(crate) enum Inserted {
     FormTaken,
 }
 
+/// What became of the statement. One that was in the way of another tells the same as a taken request_id: that it is to
+/// be tried again.
+fn inserted(executed: Result<(), DbErr>) -> Result<Inserted, DbErr> {
+    match executed {
+        Ok(()) => Ok(Inserted::Stored),
+        Err(error)
+            if storage::is_deadlock(&error)
+                || matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) =>
+        {
+            Ok(Inserted::RequestRepeated)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 impl Store {
     /// Stores messages together with their request_ids, and takes their form_ids out of the pool: all or nothing.
     pub(crate) async fn insert(&self, messages: &[Model]) -> Result<Inserted, DbErr> {
-        let transaction = self.database.connection.begin().await?;
-        match self.insert_into(&transaction, messages).await {
-            Ok(()) => {}
-            Err(error)
-                if storage::is_deadlock(&error)
-                    || matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) =>
-            {
-                transaction.rollback().await?;
-                return Ok(Inserted::RequestRepeated);
-            }
-            Err(error) => return Err(error),
+        let connection = &self.database.connection;
+        if messages.iter().all(|message| message.form_id.is_none()) {
+            // A statement is a transaction of its own, and asks the server once.
+            return inserted(self.insert_into(connection, messages).await);
+        }
+        let transaction = connection.begin().await?;
+        if inserted(self.insert_into(&transaction, messages).await)? == Inserted::RequestRepeated {
+            transaction.rollback().await?;
+            return Ok(Inserted::RequestRepeated);
         }
         for message in messages {
             if let Some(form_id) = &message.form_id
