@@ -11,6 +11,7 @@ mod outcomes;
 mod pauses;
 mod policy;
 mod queue;
+mod survey;
 mod turn;
 
 use std::{
@@ -27,12 +28,12 @@ use service_kit::{
 };
 use token_client::TokenClient;
 use tokio::{
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, info_span, warn};
+use tracing::{Instrument as _, debug, info_span, warn};
 use wechat::{AppId, Client};
 
 use self::{
@@ -40,7 +41,8 @@ use self::{
     outcomes::{Outcomes, outcomes},
     policy::{Attempt, Circumstances},
     queue::Ended,
-    turn::Waiting,
+    survey::Surveyor,
+    turn::{Part, Waiting},
 };
 pub(crate) use self::{depth::Depths, pauses::Pauses, queue::Queue};
 use crate::{
@@ -56,9 +58,9 @@ use crate::{
 pub(crate) const UPSTREAM_DEADLINE: Duration = Duration::from_secs(3);
 /// Messages of a replica between their claim and the writing of their outcome. At WeChat's usual 50 ms they are some
 /// thousands a second.
-const CONCURRENCY: usize = 512;
-/// A backlog is worked on whenever so many of them are done, so that claims stay worth their statements.
-const ROOM: usize = 64;
+const CONCURRENCY: usize = 1_024;
+/// A backlog is worked on whenever so many of them are done: a claim's statements cost little more for many than for few.
+const ROOM: usize = 256;
 /// The most that are claimed at once.
 const TOGETHER: usize = 256;
 /// How often due messages are looked for when no doorbell rings.
@@ -120,6 +122,8 @@ impl Delivery {
         let mut worker = Worker {
             delivery: Arc::clone(&this),
             slots: Arc::clone(&slots),
+            surveyor: Surveyor::new(this.queue.database.clone()),
+            claims: JoinSet::new(),
             batches: JoinSet::new(),
             outcomes,
             stop: stop.clone(),
@@ -134,32 +138,53 @@ impl Delivery {
         // Elapsed time since which the database answers.
         let mut answers_since = None;
         loop {
-            tokio::select! {
+            let mut polled = false;
+            let claimed = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 Some(ended) = worker.batches.join_next() => {
                     report_panic(ended);
                     continue;
                 }
-                _ = poll.tick() => {}
-                () = this.doorbell.rung() => {}
-                () = sleep_until(upcoming.unwrap_or_else(Instant::now)), if upcoming.is_some() => {}
-                Ok(_) = slots.acquire_many(places(backlog)), if backlog.is_some() => {}
-            }
+                Some(claimed) = worker.claims.join_next() => Some(claimed),
+                _ = poll.tick() => {
+                    polled = true;
+                    None
+                }
+                () = this.doorbell.rung() => None,
+                () = sleep_until(upcoming.unwrap_or_else(Instant::now)), if upcoming.is_some() => None,
+                Ok(_) = slots.acquire_many(permits(backlog)), if backlog.is_some() && worker.claims.is_empty() => None,
+            };
             let now = this.clock.elapsed();
-            let settled = answers_since.is_some_and(|since| since + SETTLE <= now);
-            match stop.run_until_cancelled(worker.take_up(settled)).await {
-                None => break,
-                Some(Ok(left)) => {
-                    backlog = left.come_back;
-                    upcoming = left.upcoming;
+            let outcome = if let Some(claimed) = claimed {
+                worker.start_claimed(claimed)
+            } else {
+                let settled = answers_since.is_some_and(|since| since + SETTLE <= now);
+                let take_up = worker.take_up(settled && polled);
+                match stop.run_until_cancelled(take_up).await {
+                    None => break,
+                    Some(Ok(left)) => {
+                        backlog = left.come_back;
+                        upcoming = left.upcoming;
+                        Ok(())
+                    }
+                    Some(Err(error)) => Err(error),
+                }
+            };
+            match outcome {
+                Ok(()) => {
                     answers_since.get_or_insert(now);
                 }
-                Some(Err(error)) => {
-                    answers_since = None;
-                    upcoming = None;
+                Err(error) => {
+                    // The next poll tries again.
+                    (answers_since, upcoming, backlog) = (None, None, None);
                     warn!("messages wait, for the database does not answer: {error}");
                 }
+            }
+        }
+        while let Some(claimed) = worker.claims.join_next().await {
+            if let Err(error) = worker.start_claimed(claimed) {
+                debug!("a claim is left to its lease: {error}");
             }
         }
         while let Some(ended) = worker.batches.join_next().await {
@@ -236,17 +261,24 @@ impl Delivery {
         taken
     }
 
-    /// Gives back what was taken for messages that were not claimed after all.
-    async fn give_back(&self, taken: HashMap<String, u32>, claim: &queue::Claim) {
-        for (app_id, count) in taken {
+    /// Leases what was picked, and gives back what was taken for messages that somebody else was faster with.
+    async fn claim(&self, part: Part) -> Result<queue::Claim, DbErr> {
+        let mut claim = self.queue.claim(&part.message_ids).await?;
+        for (app_id, count) in part.rated {
             let claimed = claim.messages.iter();
             let claimed = claimed.filter(|message| message.app_id == app_id).count();
-            let unused = count.saturating_sub(u32::try_from(claimed).unwrap_or(u32::MAX));
-            if let Some(app) = self.app(&app_id)
-                && unused > 0
-            {
-                self.rate.give_back(&app.app_id, unused).await;
-            }
+            let claimed = u32::try_from(claimed).unwrap_or(u32::MAX);
+            self.give_back(&app_id, count.saturating_sub(claimed)).await;
+        }
+        self.broadcasts.fill(&mut claim.messages).await?;
+        Ok(claim)
+    }
+
+    async fn give_back(&self, app_id: &str, unused: u32) {
+        if let Some(app) = self.app(app_id)
+            && unused > 0
+        {
+            self.rate.give_back(&app.app_id, unused).await;
         }
     }
 
@@ -276,10 +308,16 @@ impl Delivery {
     }
 }
 
+/// What was claimed, with a place for each message.
+type Claimed = (queue::Claim, OwnedSemaphorePermit);
+
 /// What one replica has under way.
 struct Worker {
     delivery: Arc<Delivery>,
     slots: Arc<Semaphore>,
+    surveyor: Surveyor,
+    /// The claim from backlogs, one at a time: those with few are taken up beside it.
+    claims: JoinSet<Result<Claimed, DbErr>>,
     batches: JoinSet<()>,
     outcomes: Outcomes,
     stop: CancellationToken,
@@ -288,9 +326,9 @@ struct Worker {
 }
 
 impl Worker {
-    /// Claims what is due, no more than can start now, and starts it. What dead workers left is taken up first, when the
-    /// database has answered for a while.
-    async fn take_up(&mut self, settled: bool) -> Result<Left, DbErr> {
+    /// Claims what is due, no more than can start now, and starts it; with `lost`, what dead workers left is looked for
+    /// and taken up first.
+    async fn take_up(&mut self, lost: bool) -> Result<Left, DbErr> {
         let free = self.slots.available_permits();
         if free == 0 {
             return Ok(Left {
@@ -299,10 +337,10 @@ impl Worker {
             });
         }
         let delivery = Arc::clone(&self.delivery);
-        let mut survey = delivery.queue.survey().await?;
-        if survey.lost && settled {
+        let mut survey = self.surveyor.survey(lost).await?;
+        if survey.lost {
             delivery.recover().await?;
-            survey = delivery.queue.survey().await?;
+            survey = self.surveyor.survey(false).await?;
         }
         let now = delivery.clock.elapsed();
         let mut left = Left {
@@ -328,9 +366,10 @@ impl Worker {
             return Ok(left);
         }
         let names: Vec<_> = chosen.lanes.iter().map(|(text, _)| text.as_str()).collect();
-        let limit = turn::limit(free);
+        let busy = !self.claims.is_empty();
+        let limit = turn::limit(if busy { 0 } else { free });
         let mut found = delivery.queue.due(&names, limit as u64).await?;
-        let waiting: Vec<Waiting> = chosen
+        let mut waiting: Vec<Waiting> = chosen
             .lanes
             .into_iter()
             .filter_map(|(text, lane)| {
@@ -341,22 +380,48 @@ impl Worker {
                 Some(Waiting::new(lane.as_ref(), due.message_ids, limit))
             })
             .collect();
-        let taken = delivery.take(&waiting, &mut left).await;
-        let mut rates = taken.clone();
-        let picked = turn::pick(waiting, free, &mut rates);
-        left.come_back = left.come_back.or(picked.come_back);
-        if picked.message_ids.is_empty() {
-            return Ok(left);
+        if busy && turn::leave_few(&mut waiting) {
+            left.come_back = Some(ROOM);
         }
-        let mut claim = delivery.queue.claim(&picked.message_ids).await?;
-        delivery.give_back(taken, &claim).await;
-        delivery.broadcasts.fill(&mut claim.messages).await?;
-        self.start(claim);
+        let mut rates = delivery.take(&waiting, &mut left).await;
+        let picked = turn::pick(waiting, free, &mut rates);
+        for (app_id, unused) in rates {
+            delivery.give_back(&app_id, unused).await;
+        }
+        left.come_back = left.come_back.or(picked.come_back);
+        if let Some(slots) = self.places(&picked.few) {
+            let claim = delivery.claim(picked.few).await?;
+            self.start((claim, slots));
+        }
+        if let Some(slots) = self.places(&picked.rest) {
+            let claim = async move { Ok((delivery.claim(picked.rest).await?, slots)) };
+            self.claims.spawn(claim.in_current_span());
+        }
         Ok(left)
     }
 
+    /// A place for each message; none where there are no messages.
+    fn places(&self, part: &Part) -> Option<OwnedSemaphorePermit> {
+        let count = u32::try_from(part.message_ids.len()).ok()?;
+        // This task alone takes places, so those counted before are there.
+        let places = Arc::clone(&self.slots).try_acquire_many_owned(count).ok()?;
+        (count > 0).then_some(places)
+    }
+
+    /// Starts what was claimed beside this task.
+    fn start_claimed(
+        &mut self,
+        claimed: Result<Result<Claimed, DbErr>, tokio::task::JoinError>,
+    ) -> Result<(), DbErr> {
+        match claimed {
+            Ok(claimed) => self.start(claimed?),
+            Err(error) => report_panic(Err(error)),
+        }
+        Ok(())
+    }
+
     /// Starts what was claimed, an app at a time.
-    fn start(&mut self, claim: queue::Claim) {
+    fn start(&mut self, (claim, mut places): Claimed) {
         let mut by_app: BTreeMap<String, Vec<Message>> = BTreeMap::new();
         for message in claim.messages {
             by_app
@@ -365,9 +430,7 @@ impl Worker {
                 .push(message);
         }
         for (app_id, messages) in by_app {
-            let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
-            // This task alone takes slots, so those counted before are there.
-            let Ok(slots) = Arc::clone(&self.slots).try_acquire_many_owned(count) else {
+            let Some(slots) = places.split(messages.len()) else {
                 continue;
             };
             let app_id = match AppId::try_from(app_id) {
@@ -399,7 +462,7 @@ impl Worker {
     }
 }
 
-fn places(wanted: Option<usize>) -> u32 {
+fn permits(wanted: Option<usize>) -> u32 {
     u32::try_from(wanted.unwrap_or_default()).unwrap_or(u32::MAX)
 }
 

@@ -11,6 +11,7 @@ use sea_orm::{
 use service_kit::storage::within_deadline;
 use uuid::Uuid;
 
+use super::survey::soonest;
 use crate::{
     broadcast::Tally,
     database::{Database, padded},
@@ -29,24 +30,13 @@ const LOST: u64 = 1_000;
 /// The longest errmsg kept, in characters.
 const ERRMSG: usize = 512;
 /// What a message is due after; of a group, the soonest.
-const DUE: &str = "next_attempt_time";
-const SOONEST: &str = "MIN(next_attempt_time)";
+pub(super) const DUE: &str = "next_attempt_time";
+pub(super) const SOONEST: &str = "MIN(next_attempt_time)";
 
 /// Reads and writes the queue.
 #[derive(Debug, Clone)]
 pub(crate) struct Queue {
     pub(crate) database: Database,
-}
-
-/// Which lanes have something to do.
-#[derive(Debug, Default)]
-pub(super) struct Survey {
-    /// Lanes in which messages are due, and for how long the oldest has been.
-    pub(super) due: Vec<(String, Duration)>,
-    /// How long until the first message of another lane falls due, if that is within [`AHEAD`].
-    pub(super) upcoming: Option<Duration>,
-    /// Workers died while they sent.
-    pub(super) lost: bool,
 }
 
 /// The ids that are due in a lane, the longest due first.
@@ -126,33 +116,6 @@ impl Ended {
 }
 
 impl Queue {
-    /// Tells which lanes have something to do, at a cost that depends on the number of lanes alone.
-    pub(super) async fn survey(&self) -> Result<Survey, DbErr> {
-        let query = Entity::find()
-            .select_only()
-            .column(Column::State)
-            .column(Column::Lane)
-            .column_as(self.database.micros_until(SOONEST), "micros")
-            .filter(Column::State.is_in([State::Queued, State::Sending]))
-            .group_by(Column::State)
-            .group_by(Column::Lane)
-            .into_tuple()
-            .all(&self.database.connection);
-        let lanes: Vec<(State, String, Option<i64>)> = within_deadline(query).await?;
-        let mut survey = Survey::default();
-        for (state, lane, micros) in lanes {
-            let micros = micros.unwrap_or_default();
-            let apart = Duration::from_micros(micros.unsigned_abs());
-            match state {
-                State::Queued if micros <= 0 => survey.due.push((lane, apart)),
-                State::Queued if apart <= AHEAD => soonest(&mut survey.upcoming, apart),
-                State::Sending if micros <= 0 => survey.lost = true,
-                _ => {}
-            }
-        }
-        Ok(survey)
-    }
-
     /// What is due in each of these lanes, up to `limit` of each.
     pub(super) async fn due(
         &self,
@@ -413,10 +376,6 @@ fn each(group: &[&Ended], value: &dyn Fn(&Ended) -> Expr) -> Expr {
         })
         .finally(first)
         .into()
-}
-
-fn soonest(known: &mut Option<Duration>, other: Duration) {
-    *known = Some(known.map_or(other, |known| known.min(other)));
 }
 
 #[cfg(test)]

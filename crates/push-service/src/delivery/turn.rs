@@ -34,9 +34,19 @@ pub(super) struct Waiting {
 /// Messages to claim.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Picked {
-    pub(super) message_ids: Vec<String>,
+    /// Of callers with few: nothing else is waited for before they are claimed.
+    pub(super) few: Part,
+    pub(super) rest: Part,
     /// With so many free places it is worth while to come back; none when nothing was left out.
     pub(super) come_back: Option<usize>,
+}
+
+/// Messages of one claim.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) message_ids: Vec<String>,
+    /// How many of them are of an app with a rate.
+    pub(super) rated: HashMap<String, u32>,
 }
 
 /// Who goes before whom.
@@ -104,9 +114,16 @@ pub(super) fn choose(mut due: Vec<(String, Option<Lane>)>, turn: usize) -> Chose
     }
 }
 
-/// How many due messages of a lane a claim has to see.
+/// How many due messages of a lane a claim has to see, with so many free places for those of backlogs.
 pub(super) fn limit(free: usize) -> usize {
     free.clamp(FEW + 1, TOGETHER)
+}
+
+/// Leaves those with few; whether there are others.
+pub(super) fn leave_few(waiting: &mut Vec<Waiting>) -> bool {
+    let before = waiting.len();
+    waiting.retain(|lane| lane.class == Class::Few);
+    waiting.len() < before
 }
 
 /// The apps of these lanes.
@@ -138,30 +155,36 @@ pub(super) fn pick(
     free: usize,
     rates: &mut HashMap<String, u32>,
 ) -> Picked {
-    let mut picked = Vec::new();
+    let (mut few, mut rest) = (Part::default(), Part::default());
     for lane in &mut waiting {
         lane.message_ids.reverse();
     }
     for class in Class::ALL {
         let room = free.saturating_sub(class.reserve()).min(TOGETHER);
+        let mut room = room.saturating_sub(few.message_ids.len() + rest.message_ids.len());
+        let part = match class {
+            Class::Few => &mut few,
+            Class::Backlog | Class::Broadcast => &mut rest,
+        };
         loop {
-            let before = picked.len();
+            let before = room;
             for lane in waiting.iter_mut().filter(|lane| lane.class == class) {
-                let mut none = 1;
-                let rate = lane
-                    .app_id
-                    .as_ref()
-                    .and_then(|app_id| rates.get_mut(app_id));
-                let rate = rate.unwrap_or(&mut none);
-                if picked.len() < room
-                    && *rate > 0
-                    && let Some(message_id) = lane.message_ids.pop()
-                {
-                    *rate -= 1;
-                    picked.push(message_id);
+                let app_id = lane.app_id.as_ref();
+                let rate = app_id.and_then(|app_id| rates.get_mut(app_id));
+                if room == 0 || rate.as_deref() == Some(&0) {
+                    continue;
                 }
+                let Some(message_id) = lane.message_ids.pop() else {
+                    continue;
+                };
+                if let Some((rate, app_id)) = rate.zip(app_id) {
+                    *rate -= 1;
+                    *part.rated.entry(app_id.clone()).or_default() += 1;
+                }
+                room -= 1;
+                part.message_ids.push(message_id);
             }
-            if picked.len() == before {
+            if room == before {
                 break;
             }
         }
@@ -176,7 +199,8 @@ pub(super) fn pick(
         .filter(|lane| (lane.more || !lane.message_ids.is_empty()) && !held_back(lane));
     let come_back = left_out.map(|lane| lane.class.reserve() + ROOM).min();
     Picked {
-        message_ids: picked,
+        few,
+        rest,
         come_back,
     }
 }
@@ -206,16 +230,21 @@ mod tests {
 
     #[test]
     fn a_caller_with_few_messages_goes_before_a_backlog() {
+        const FREE: usize = CONCURRENCY / 8 + 100;
         let picked = pick(
             vec![
-                waiting("a", Priority::Transactional, 1_000_000, 100),
-                waiting("b", Priority::Transactional, 2, 100),
-                waiting("z", Priority::Broadcast, 1_000_000, 100),
+                waiting("a", Priority::Transactional, 1_000_000, FREE),
+                waiting("b", Priority::Transactional, 2, FREE),
+                waiting("z", Priority::Broadcast, 1_000_000, FREE),
             ],
-            100,
+            FREE,
         );
-        assert_eq!(picked.message_ids[..3], ["b0", "b1", "a0"]);
-        assert_eq!(picked.message_ids.len(), 100 - Class::Backlog.reserve());
+        assert_eq!(picked.few.message_ids, ["b0", "b1"]);
+        assert_eq!(picked.rest.message_ids[0], "a0");
+        assert_eq!(
+            picked.rest.message_ids.len(),
+            FREE - Class::Backlog.reserve() - 2
+        );
         assert_eq!(picked.come_back, Some(Class::Backlog.reserve() + ROOM));
     }
 
@@ -230,7 +259,7 @@ mod tests {
             CONCURRENCY,
         );
         let of = |whose| {
-            let ids = picked.message_ids.iter();
+            let ids = picked.rest.message_ids.iter();
             ids.filter(|id| id.starts_with(whose)).count()
         };
         assert_eq!((of("a"), of("b"), of("z")), (TOGETHER - 40, 40, 0));
@@ -241,16 +270,20 @@ mod tests {
         let full = Class::Backlog.reserve();
         let backlog = || waiting("a", Priority::Transactional, 1_000, full);
         let picked = pick(vec![backlog()], full);
-        assert_eq!(picked.message_ids, Vec::<String>::new());
+        assert_eq!(picked.rest, Part::default());
         let few = waiting("b", Priority::Transactional, 1, full);
         let picked = pick(vec![backlog(), few], full);
-        assert_eq!(picked.message_ids, ["b0"]);
+        assert_eq!(picked.few.message_ids, ["b0"]);
+        assert_eq!(picked.rest, Part::default());
     }
 
     #[test]
     fn when_all_is_taken_nobody_has_to_come_back() {
-        let picked = pick(vec![waiting("a", Priority::Broadcast, 3, 400)], 400);
-        assert_eq!(picked.message_ids, ["a0", "a1", "a2"]);
+        let picked = pick(
+            vec![waiting("a", Priority::Broadcast, 3, CONCURRENCY)],
+            CONCURRENCY,
+        );
+        assert_eq!(picked.rest.message_ids, ["a0", "a1", "a2"]);
         assert_eq!(picked.come_back, None);
     }
 
@@ -291,7 +324,10 @@ mod tests {
         assert_eq!((want.urgent, want.rest), (3, 100));
         let mut rates = HashMap::from([(app_id.clone(), 5)]);
         let picked = super::pick(waiting, CONCURRENCY, &mut rates);
-        assert_eq!(picked.message_ids, ["b0", "b1", "b2", "a0", "a1"]);
+        assert_eq!(picked.few.message_ids, ["b0", "b1", "b2"]);
+        assert_eq!(picked.few.rated[&app_id], 3);
+        assert_eq!(picked.rest.message_ids, ["a0", "a1"]);
+        assert_eq!(picked.rest.rated[&app_id], 2);
         assert_eq!((picked.come_back, rates[&app_id]), (None, 0));
     }
 }
