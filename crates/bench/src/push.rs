@@ -2,6 +2,7 @@
 
 mod accept;
 mod deliver;
+mod fairness;
 mod history;
 mod wechat;
 mod world;
@@ -25,6 +26,9 @@ pub(crate) struct Options {
     /// Finished messages that fill the table
     #[arg(long, default_value_t = 10_000_000)]
     finished: u64,
+    /// Messages of one caller that wait while another sends
+    #[arg(long, default_value_t = 1_000_000)]
+    backlog: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -41,6 +45,8 @@ enum Part {
     Scheduled,
     /// What the service does with nothing to do
     Idle,
+    /// A caller beside the backlog of another
+    Fairness,
     /// A table full of finished messages
     History,
 }
@@ -62,6 +68,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
             Part::Latency => deliver::latency().await.context("latency")?,
             Part::Scheduled => deliver::scheduled().await.context("scheduled")?,
             Part::Idle => deliver::idle().await.context("idle")?,
+            Part::Fairness => fairness::run(options.backlog).await.context("fairness")?,
             Part::History => history::run(options.finished).await.context("history")?,
         }
     }

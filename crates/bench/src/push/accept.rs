@@ -27,10 +27,10 @@ const SINGLE: u32 = 2_500;
 const LATER: u64 = 86_400;
 
 /// The columns that acceptance fills.
-const COLUMNS: &str = "message_id, app_id, open_id, caller, request_id, content, form_id, state, attempts, \
+const COLUMNS: &str = "message_id, app_id, open_id, account, caller, request_id, content, form_id, state, attempts, \
                        possible_duplicate, errcode, errmsg, create_time, schedule_time, expire_time, \
                        next_attempt_time, lane, broadcast_id, trace_parent";
-const ROW: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+const ROW: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
 /// Batches of a thousand, beside INSERTs of a thousand rows each; both for tomorrow.
 pub(super) async fn batches() -> anyhow::Result<()> {
@@ -205,11 +205,12 @@ impl Bare {
             sql.push(',');
             sql.push_str(ROW);
         }
-        let values = (first..first + rows).flat_map(|number| -> [Value; 19] {
+        let values = (first..first + rows).flat_map(|number| -> [Value; 20] {
             [
                 uuid(millis, number).into(),
                 "wx0000000000000002".into(),
                 format!("o{number:027}").into(),
+                None::<String>.into(),
                 "bench".into(),
                 format!("order-{number:012}").into(),
                 self.content.clone().into(),

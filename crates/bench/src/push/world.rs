@@ -3,6 +3,7 @@
 use std::{
     env, fs,
     net::SocketAddr,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -55,6 +56,9 @@ pub(super) struct Service {
     pub(super) database: DatabaseConnection,
     pub(super) channels: Vec<Channel>,
     process: Process,
+    program: PathBuf,
+    settings: Vec<(&'static str, String)>,
+    grpc: SocketAddr,
     _folder: TempDir,
 }
 
@@ -85,7 +89,6 @@ impl Servers {
         let redis = Redis::start().await;
         let database = self.maria_db.create_database().await;
         let url = DatabaseUrl::new(database.url());
-        push_service::migrate(&url).await?;
         // push-service is built beside this program: see `scripts/bench`.
         let program = env::current_exe()?.with_file_name("push-service");
         ensure!(program.exists(), "{} is not built", program.display());
@@ -106,27 +109,40 @@ impl Servers {
             ("WXHUB_AUTH_URL", format!("http://{}", self.tokens_addr)),
             ("WXHUB_CALLER_KEY", "unused".to_owned()),
         ];
-        let settings = settings.iter().map(|(name, value)| (*name, value.as_str()));
-        let process = Process::start(program, ["serve"], settings);
-        let channels = eventually("push-service listens", START, async || {
-            connect(grpc, CONNECTIONS).await
-        })
-        .await;
+        let migrated = process(&program, "migrate", &settings).wait(START).await;
+        ensure!(migrated.success(), "migrate: {migrated}");
+        let running = process(&program, "serve", &settings);
+        let channels = channels(grpc).await;
         let service = Service {
             redis,
             database: storage::database(&url).await?,
             channels,
-            process,
+            process: running,
+            program,
+            settings: settings.into(),
+            grpc,
             _folder: folder,
         };
-        // Its first message finds everything as all others will: connections, the token, the caches.
+        self.warm(&service, 0).await?;
+        service.settled().await?;
+        Ok(service)
+    }
+
+    /// Runs a service again that was stopped.
+    pub(super) async fn resume(&self, service: &mut Service, number: u64) -> anyhow::Result<()> {
+        service.process = process(&service.program, "serve", &service.settings);
+        service.channels = channels(service.grpc).await;
+        self.warm(service, number).await
+    }
+
+    /// Its first message, number `number`, finds everything as all others will: connections, the token, the caches.
+    async fn warm(&self, service: &Service, number: u64) -> anyhow::Result<()> {
         let first = eventually("push-service is ready", START, async || {
-            service.send(0, template(0)).await
+            service.send(0, template(number)).await
         })
         .await;
         self.wechat.arrival(&first.message_id).await?;
-        service.settled().await?;
-        Ok(service)
+        Ok(())
     }
 
     /// Processor time that MariaDB took so far.
@@ -136,6 +152,14 @@ impl Servers {
 }
 
 impl Service {
+    /// Stops it. What waits, waits.
+    pub(super) async fn stop(&self) -> anyhow::Result<()> {
+        self.process.terminate();
+        let ended = self.process.wait(START).await;
+        ensure!(ended.success(), "push-service: {ended}");
+        Ok(())
+    }
+
     /// Sends one message over one of the connections.
     pub(super) async fn send(
         &self,
@@ -223,6 +247,18 @@ impl Service {
         let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
         Ok(kilobytes.context("VmRSS")?.parse::<f64>()? / 1_024.0)
     }
+}
+
+fn process(program: &Path, verb: &'static str, settings: &[(&'static str, String)]) -> Process {
+    let settings = settings.iter().map(|(name, value)| (*name, value.as_str()));
+    Process::start(program, [verb], settings)
+}
+
+async fn channels(grpc: SocketAddr) -> Vec<Channel> {
+    eventually("push-service listens", START, async || {
+        connect(grpc, CONNECTIONS).await
+    })
+    .await
 }
 
 /// A request of the caller who may do everything.
