@@ -5,7 +5,10 @@ use service_kit::{Problems, Settings, client::PeerChannel};
 
 use tonic::Status;
 
-use crate::{operator::Access, token::Refused};
+use crate::{
+    operator::{Access, REACHING},
+    token::Refused,
+};
 
 /// How to reach auth-service, by the names that the services use.
 #[derive(Debug, clap::Args)]
@@ -16,7 +19,8 @@ pub(crate) struct Connection {
         env = "WXHUB_AUTH_URL",
         value_name = "URL",
         default_value = "http://127.0.0.1:50052",
-        global = true
+        global = true,
+        help_heading = REACHING
     )]
     auth_url: String,
     #[command(flatten)]

@@ -5,6 +5,9 @@ use std::io::{self, Write as _};
 use secrecy::SecretString;
 use service_kit::Settings;
 
+/// Under this stand the flags that are the same for every verb.
+pub(crate) const REACHING: &str = "How to reach the service";
+
 /// Who asks, by the names that the services use.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Access {
@@ -14,17 +17,18 @@ pub(crate) struct Access {
         env = "WXHUB_CALLER_KEY",
         value_name = "KEY",
         hide_env_values = true,
-        global = true
+        global = true,
+        help_heading = REACHING
     )]
     caller_key: Option<SecretString>,
     /// With https://: the authority to trust (PEM) [default: the system's]
-    #[arg(long, env = "WXHUB_TLS_CA", value_name = "PATH", global = true)]
+    #[arg(long, env = "WXHUB_TLS_CA", value_name = "PATH", global = true, help_heading = REACHING)]
     tls_ca: Option<String>,
     /// Where the service demands one: the client certificate (PEM)
-    #[arg(long, env = "WXHUB_TLS_CERT", value_name = "PATH", global = true)]
+    #[arg(long, env = "WXHUB_TLS_CERT", value_name = "PATH", global = true, help_heading = REACHING)]
     tls_cert: Option<String>,
     /// Its key (PEM)
-    #[arg(long, env = "WXHUB_TLS_KEY", value_name = "PATH", global = true)]
+    #[arg(long, env = "WXHUB_TLS_KEY", value_name = "PATH", global = true, help_heading = REACHING)]
     tls_key: Option<String>,
 }
 

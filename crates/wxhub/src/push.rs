@@ -15,7 +15,10 @@ pub(crate) use self::{
     progress::{Progress, a_second, counted, counter, grouped, note},
     when::When,
 };
-use crate::{operator::Access, token::Refused};
+use crate::{
+    operator::{Access, REACHING},
+    token::Refused,
+};
 
 /// How to reach push-service, by the names that the services use.
 #[derive(Debug, clap::Args)]
@@ -26,7 +29,8 @@ pub(crate) struct Connection {
         env = "WXHUB_PUSH_URL",
         value_name = "URL",
         default_value = "http://127.0.0.1:50053",
-        global = true
+        global = true,
+        help_heading = REACHING
     )]
     push_url: String,
     #[command(flatten)]

@@ -23,7 +23,7 @@ use tonic::{Request, Status};
 
 pub(crate) use self::refused::Refused;
 use self::shown::Shown;
-use crate::operator::{self, Access, print};
+use crate::operator::{self, Access, REACHING, print};
 
 /// Credentials that one request lists.
 const PAGE_SIZE: i32 = 100;
@@ -99,7 +99,8 @@ struct Connection {
         env = "WXHUB_TOKEN_URL",
         value_name = "URL",
         default_value = "http://127.0.0.1:50051",
-        global = true
+        global = true,
+        help_heading = REACHING
     )]
     token_url: String,
     #[command(flatten)]

@@ -133,9 +133,9 @@ impl Teller {
         }
         let text = shown::progress(broadcast, Clock::System.now());
         if let Some(bar) = &self.bar {
+            bar.set_message(text);
             bar.set_length(u64::try_from(broadcast.recipients).unwrap_or_default());
             bar.set_position(shown::ended(broadcast));
-            bar.set_message(text);
             return Ok(());
         }
         let told = self
