@@ -18,7 +18,7 @@ use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     cluster::{CUSTOM_SEND, Cluster, PATIENCE, TEMPLATE_SEND},
-    load::{self, Pace},
+    load::{Load, Pace},
     progress::{Deliveries, InFlight},
     tally::Tally,
 };
@@ -93,15 +93,20 @@ impl Run {
     /// Has all messages accepted while `fault` happens, again and again until they are, and waits until none is left to be
     /// sent. `fault` returns when it ended, with that moment.
     async fn under(&self, mut fault: impl AsyncFnMut() -> Instant) -> Outcome {
+        let load = Load::prepare(&self.cluster, self.pace).await;
         let begun = Instant::now();
         let all_accepted = AtomicBool::new(false);
         let load = async {
-            let accepted = load::run(&self.cluster, self.pace).await;
+            let accepted = load.run().await;
             all_accepted.store(true, Ordering::SeqCst);
             (accepted, begun.elapsed())
         };
         let faults = async {
             let mut ended = Vec::new();
+            eventually("messages go out", PATIENCE, async || {
+                self.cluster.taken() > 0
+            })
+            .await;
             while !all_accepted.load(Ordering::SeqCst) {
                 ended.push(fault().await);
             }
@@ -300,6 +305,8 @@ async fn wechat_down_loses_nothing() {
         outcome.ended[0].elapsed().as_secs_f64()
     );
     run.recovery(&outcome);
+    let pause = run.deliveries.longest_pause();
+    assert!(pause + SECOND >= down, "WeChat was down: {pause:?}");
     // What was on the wire when it broke may have arrived.
     run.judge(&outcome.tally, true);
 }

@@ -51,46 +51,51 @@ pub(crate) struct Pace {
     pub(crate) backlog: usize,
 }
 
-struct Load {
+/// What is about to be asked for.
+pub(crate) struct Load {
     pace: Pace,
     cluster: Arc<Cluster>,
     followers: Vec<String>,
     writers: Vec<String>,
-    begun: Instant,
     /// The next batch.
     next: AtomicUsize,
     accepted: AtomicUsize,
 }
 
-/// Runs until all messages are accepted. Returns how many different ones the answers named.
-pub(crate) async fn run(cluster: &Arc<Cluster>, pace: Pace) -> usize {
-    let followers = (0..FOLLOWERS.min(pace.messages)).map(|_| {
-        let user = cluster.wechat.user(NEWS, None, Some(true));
-        user.unwrap().open_id
-    });
-    let followers = followers.collect();
-    // One for each customer-service message: WeChat lets a user be written to five times, so there is room for repeats.
-    let writers = stream::iter(0..pace.messages.div_ceil(CUSTOMER)).map(|_| cluster.writer());
-    let writers = writers.buffer_unordered(WRITERS).collect().await;
-    let load = Arc::new(Load {
-        pace,
-        cluster: Arc::clone(cluster),
-        followers,
-        writers,
-        begun: Instant::now(),
-        next: AtomicUsize::new(0),
-        accepted: AtomicUsize::new(0),
-    });
-    let callers = (0..CALLERS).map(|_| Arc::clone(&load).call());
-    let callers: JoinSet<_> = callers.collect();
-    let named = callers.join_all().await;
-    let named: HashMap<_, _> = named.into_iter().flatten().collect();
-    named.len()
-}
-
 impl Load {
+    /// Makes those who are written to.
+    pub(crate) async fn prepare(cluster: &Arc<Cluster>, pace: Pace) -> Self {
+        let followers = (0..FOLLOWERS.min(pace.messages)).map(|_| {
+            let user = cluster.wechat.user(NEWS, None, Some(true));
+            user.unwrap().open_id
+        });
+        let followers = followers.collect();
+        // One for each customer-service message: WeChat lets a user be written to five times, so there is room for repeats.
+        let writers = stream::iter(0..pace.messages.div_ceil(CUSTOMER)).map(|_| cluster.writer());
+        let writers = writers.buffer_unordered(WRITERS).collect().await;
+        Self {
+            pace,
+            cluster: Arc::clone(cluster),
+            followers,
+            writers,
+            next: AtomicUsize::new(0),
+            accepted: AtomicUsize::new(0),
+        }
+    }
+
+    /// Runs until all messages are accepted. Returns how many different ones the answers named.
+    pub(crate) async fn run(self) -> usize {
+        let load = Arc::new(self);
+        let begun = Instant::now();
+        let callers = (0..CALLERS).map(|_| Arc::clone(&load).call(begun));
+        let callers: JoinSet<_> = callers.collect();
+        let named = callers.join_all().await;
+        let named: HashMap<_, _> = named.into_iter().flatten().collect();
+        named.len()
+    }
+
     /// One caller. Returns the message_ids it was told, each with the request's number.
-    async fn call(self: Arc<Self>) -> Vec<(String, usize)> {
+    async fn call(self: Arc<Self>, begun: Instant) -> Vec<(String, usize)> {
         let mut rpc = self.cluster.rpc();
         let mut named = Vec::new();
         loop {
@@ -100,7 +105,7 @@ impl Load {
                 return named;
             }
             let numbers: Vec<_> = (first..self.pace.messages.min(first + BATCH)).collect();
-            self.wait_for_its_time(first).await;
+            self.wait_for_its_time(begun, first).await;
             if batch.is_multiple_of(SINGLY) {
                 for number in &numbers {
                     named.push((self.send(&mut rpc, *number).await, *number));
@@ -120,10 +125,10 @@ impl Load {
         }
     }
 
-    async fn wait_for_its_time(&self, first: usize) {
+    async fn wait_for_its_time(&self, begun: Instant, first: usize) {
         if let Some(rate) = self.pace.rate {
             let due = Duration::from_secs_f64(first as f64 / rate as f64);
-            sleep_until((self.begun + due).into()).await;
+            sleep_until((begun + due).into()).await;
         }
         loop {
             let taken = usize::try_from(self.cluster.taken()).unwrap();
