@@ -126,12 +126,27 @@ impl Broadcasts {
             end_time: None,
             expire_time: new.expire_time,
         };
+        // A repeated request may come after its time: it stores nothing.
+        let is_late = new
+            .expire_time
+            .is_some_and(|at| at <= broadcast.create_time);
+        let late = || {
+            let problem = (
+                "expire_time".to_owned(),
+                "must be later than now".to_owned(),
+            );
+            Error::Invalid(vec![problem])
+        };
         let Some(request_id) = &new.request_id else {
+            if is_late {
+                return Err(late());
+            }
             self.store.insert(&broadcast).await?;
             return Ok(broadcast);
         };
         let first = match self.store.by_request(sender, request_id).await? {
             Some(first) => first,
+            None if is_late => return Err(late()),
             None if self.store.insert(&broadcast).await? => return Ok(broadcast),
             // Somebody was faster.
             None => {

@@ -69,12 +69,6 @@ impl Service {
         let mut violations: Vec<Violation> = Vec::new();
         let now = moment(&self.messages.clock);
         let expire_time = read_time("expire_time", request.expire_time, now, &mut violations);
-        if expire_time.is_some_and(|expires| expires <= now) {
-            violations.push((
-                "expire_time".to_owned(),
-                "must be later than now".to_owned(),
-            ));
-        }
         check_request_id(&request.request_id, &mut violations);
         let content = request.content.map(|content| match content {
             Pb::Template(template) => send_message_request::Content::Template(template),

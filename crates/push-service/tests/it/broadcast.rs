@@ -364,16 +364,24 @@ on_both! {
         let mut world = World::start(backend).await;
         let app = world.app().await;
         let mut desk = Desk::at(&app);
-        let mut request = news("");
+        let mut request = news("in-time");
         let mut expires = prost_types::Timestamp::from(Clock::System.now());
         expires.seconds += 3;
         request.expire_time = Some(expires);
-        let id = desk.create(request).await.unwrap().broadcast_id;
+        let id = desk.create(request.clone()).await.unwrap().broadcast_id;
         desk.add(parts(&id, &users(&world, 50), 50)).await.unwrap();
         world.tokens.set_away(true);
         desk.start(&id).await.unwrap();
         let over = desk.until_over(&id).await;
         assert_eq!((over.state(), over.expired, got(&over)), (BroadcastState::Finished, 50, 0));
+        // Whoever asks again learns how it went, and nobody begins another so late.
+        assert_eq!(desk.create(request.clone()).await.unwrap().broadcast_id, id);
+        for request_id in ["", "too-late"] {
+            request.request_id = request_id.to_owned();
+            let refused = desk.create(request.clone()).await.unwrap_err();
+            let fields = refused.get_details_bad_request().unwrap().field_violations;
+            assert_eq!(fields[0].field, "expire_time");
+        }
         app.stop().await;
     }
 
@@ -518,7 +526,7 @@ async fn a_malformed_broadcast_is_refused_with_its_fields() {
         request_id: "spring sale".to_owned(),
         content: None,
         expire_time: Some(prost_types::Timestamp {
-            seconds: 1,
+            seconds: 253_402_300_799,
             nanos: 0,
         }),
         ..news("")
