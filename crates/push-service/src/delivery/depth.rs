@@ -10,8 +10,7 @@ use std::{
 };
 
 use sea_orm::{
-    ActiveEnum as _, ColumnTrait as _, ConnectionTrait as _, DbErr, EntityTrait as _,
-    ExprTrait as _, Order, QueryFilter as _, QuerySelect as _,
+    ActiveEnum as _, ConnectionTrait as _, DbErr, ExprTrait as _, Order,
     sea_query::{Asterisk, Expr, Query, SelectStatement, UnionType},
 };
 use service_kit::{
@@ -22,7 +21,7 @@ use service_kit::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{Pauses, Queue};
+use super::{Pauses, Queue, survey::Surveyor};
 use crate::{
     message::{
         Lane, State,
@@ -80,11 +79,12 @@ impl Depths {
             return Ok(());
         }
         let mut told = Told::default();
+        let mut surveyor = Surveyor::new(self.queue.database.clone());
         let telling = async {
             loop {
                 let started = self.clock.elapsed();
                 self.tell_pauses(&mut told);
-                match self.queue.depths().await {
+                match self.queue.depths(&mut surveyor).await {
                     Ok(depths) => self.tell(depths, &mut told),
                     Err(error) => debug!("the queue's depth is not known: {error}"),
                 }
@@ -150,33 +150,21 @@ pub(super) fn name(catalog: &CatalogHandle, app_id: &str) -> String {
 
 impl Queue {
     /// What waits in each lane. Costs a step of an index for each lane and each message that is counted.
-    async fn depths(&self) -> Result<BTreeMap<String, Depth>, DbErr> {
-        let query = Entity::find()
-            .select_only()
-            .column(Column::Lane)
-            .column_as(
-                self.database.micros_until("MIN(next_attempt_time)"),
-                "micros",
-            )
-            .filter(Column::State.eq(State::Queued))
-            .group_by(Column::State)
-            .group_by(Column::Lane)
-            .into_tuple()
-            .all(&self.database.connection);
-        let lanes: Vec<(String, Option<i64>)> = within_deadline(query).await?;
-        let mut depths = BTreeMap::new();
-        for (lane, micros) in &lanes {
-            let overdue = u64::try_from(-micros.unwrap_or_default()).unwrap_or_default();
+    async fn depths(&self, surveyor: &mut Surveyor) -> Result<BTreeMap<String, Depth>, DbErr> {
+        let mut depths: BTreeMap<String, Depth> = BTreeMap::new();
+        for (lane, micros) in surveyor.lanes().await? {
+            let overdue = u64::try_from(micros.saturating_neg()).unwrap_or_default();
             let depth = Depth {
                 oldest: Duration::from_micros(overdue),
                 ..Depth::default()
             };
-            depths.insert(lane.clone(), depth);
+            depths.insert(lane, depth);
         }
+        let lanes: Vec<_> = depths.keys().cloned().collect();
         for lanes in lanes.chunks(TOGETHER) {
             let mut counts = lanes
                 .iter()
-                .flat_map(|(lane, _)| [true, false].map(|due| self.count(lane, due)));
+                .flat_map(|lane| [true, false].map(|due| self.count(lane, due)));
             let Some(mut query) = counts.next() else {
                 break;
             };
@@ -242,7 +230,8 @@ mod tests {
                 clock: Clock::System,
             },
         };
-        assert_eq!(queue.depths().await.unwrap(), BTreeMap::new());
+        let mut surveyor = Surveyor::new(queue.database.clone());
+        assert_eq!(queue.depths(&mut surveyor).await.unwrap(), BTreeMap::new());
         let backend = connection.get_database_backend();
         let time = |seconds: i64| match backend {
             DatabaseBackend::MySql => format!("UTC_TIMESTAMP(6) + INTERVAL {seconds} SECOND"),
@@ -263,7 +252,7 @@ mod tests {
             rows.join(", ")
         );
         connection.execute_unprepared(&insert).await.unwrap();
-        let depths = queue.depths().await.unwrap();
+        let depths = queue.depths(&mut surveyor).await.unwrap();
         assert_eq!(depths.len(), busy.len());
         for (lane, depth) in depths {
             assert_eq!((depth.due, depth.later), (2, 1), "{lane}");

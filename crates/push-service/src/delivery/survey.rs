@@ -59,7 +59,28 @@ impl Surveyor {
     /// Tells which lanes have something to do; with `lost`, also whether workers died while they sent.
     pub(super) async fn survey(&mut self, lost: bool) -> Result<Survey, DbErr> {
         let mut survey = Survey::default();
+        let (found, lost) = self.look(lost).await?;
+        survey.lost = lost;
+        for (lane, micros) in found {
+            let apart = Duration::from_micros(micros.unsigned_abs());
+            if micros <= 0 {
+                survey.due.push((lane, apart));
+            } else if apart <= AHEAD {
+                soonest(&mut survey.upcoming, apart);
+            }
+        }
+        Ok(survey)
+    }
+
+    /// Every lane in which messages wait, and how many microseconds it is until the first of them falls due.
+    pub(super) async fn lanes(&mut self) -> Result<BTreeMap<String, i64>, DbErr> {
+        Ok(self.look(false).await?.0)
+    }
+
+    /// Those lanes, and with `lost` whether workers died while they sent.
+    async fn look(&mut self, lost: bool) -> Result<(BTreeMap<String, i64>, bool), DbErr> {
         let mut found = BTreeMap::new();
+        let mut died = false;
         let mut from: Vec<String> = self.lanes.iter().cloned().collect();
         from.push(NONE.to_owned());
         let mut sending = lost.then(|| self.sending());
@@ -68,7 +89,7 @@ impl Surveyor {
                 let steps = padded(from).map(|lane| self.next_after(lane));
                 for (lane, micros) in self.ask(steps.chain(sending.take())).await? {
                     if lane == NONE {
-                        survey.lost = micros.is_some_and(|micros| micros <= 0);
+                        died = micros.is_some_and(|micros| micros <= 0);
                     } else {
                         found.insert(lane, micros.unwrap_or_default());
                     }
@@ -80,15 +101,7 @@ impl Surveyor {
                 .collect();
         }
         self.lanes.retain(|lane| found.contains_key(lane));
-        for (lane, micros) in found {
-            let apart = Duration::from_micros(micros.unsigned_abs());
-            if micros <= 0 {
-                survey.due.push((lane, apart));
-            } else if apart <= AHEAD {
-                soonest(&mut survey.upcoming, apart);
-            }
-        }
-        Ok(survey)
+        Ok((found, died))
     }
 
     /// The first lane after this one, and when the first of its messages falls due.
