@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, fs::File, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use prost_types::Timestamp;
 use proto::push::v1::{
     AddBroadcastRecipientsRequest, AddBroadcastRecipientsResponse, Broadcast, BroadcastState,
@@ -169,7 +169,9 @@ impl Operator {
         if prepared.detach {
             return self.print(&broadcast);
         }
-        let Some(last) = self.follow(broadcast_id, Told::Aside, stop).await? else {
+        let followed = self.follow(broadcast_id, Told::Aside, stop).await;
+        let followed = followed.context("it is started, and cannot be followed")?;
+        let Some(last) = followed else {
             return Err(Interrupted(format!("; {}", follow::left(broadcast_id))).into());
         };
         self.print(&last)?;
@@ -197,8 +199,15 @@ impl Operator {
         let users = counted(prepared.checked.users, "user");
         note(&format!("broadcast {broadcast_id} to {users}"));
         if broadcast.state() == BroadcastState::Draft {
-            self.upload(prepared, broadcast).await?;
-            return self.start(broadcast_id).await;
+            let Err(error) = self.upload(prepared, broadcast).await else {
+                return self.start(broadcast_id).await;
+            };
+            let now = self.get(broadcast_id.clone()).await;
+            return match now {
+                // The same command, made a second time meanwhile, was faster.
+                Ok(now) if prepared.of_list && now.start_time.is_some() => Ok(now),
+                _ => Err(error),
+            };
         }
         let state = shown::state(&broadcast);
         note(&match broadcast.state() {

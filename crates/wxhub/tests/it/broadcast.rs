@@ -1,6 +1,6 @@
 //! `wxhub broadcast`: what an operator types, against the push-service of a `wxhub dev`.
 
-use std::{collections::HashMap, fmt::Write as _, fs, path::Path};
+use std::{collections::HashMap, fmt::Write as _, fs, path::Path, time::Duration};
 
 use proto::push::v1::{
     AddBroadcastRecipientsRequest, CreateBroadcastRequest, TemplateContent,
@@ -8,7 +8,7 @@ use proto::push::v1::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use test_support::FaultProxy;
+use test_support::{FaultProxy, Process, eventually};
 
 use crate::{
     running::{Dev, SOON, from_caller},
@@ -234,6 +234,30 @@ async fn a_send_that_dies_at_any_step_goes_on_and_sends_nobody_twice() {
     assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
 }
 
+/// `wxhub broadcast send --detach` of a long list, held when a part of it is stored, and its broadcast.
+async fn amid_the_upload(
+    list: &List,
+    proxy: &FaultProxy,
+    shell: &Shell,
+    direct: &Shell,
+) -> (Process, String) {
+    proxy.delay(Duration::from_millis(100));
+    let sending = shell.start(&list.command(&["--detach", "--json"]).texts());
+    let line = sending.line("wxhub: broadcast ", SOON).await;
+    let broadcast_id = line.split(' ').nth(2).unwrap().to_owned();
+    eventually("a part of the list is stored", SOON, async || {
+        let draft = shown(direct, &broadcast_id).await;
+        assert_eq!(draft["state"], json!("DRAFT"));
+        match draft["recipients"].as_u64() {
+            Some(1..) => Ok(()),
+            _ => Err(draft),
+        }
+    })
+    .await;
+    proxy.stall();
+    (sending, broadcast_id)
+}
+
 #[tokio::test]
 async fn an_upload_that_is_interrupted_goes_on_where_it_was() {
     let dev = Dev::start(&[], &[]).await;
@@ -243,18 +267,16 @@ async fn an_upload_that_is_interrupted_goes_on_where_it_was() {
     let shell = Shell {
         url: proxy.url(&direct.url),
     };
-    // Somewhere in the middle, Ctrl-C.
-    proxy.stall_after(40);
-    let sending = shell.start(&list.command(&["--detach"]).texts());
-    proxy.stalled().await;
+    let (sending, broadcast_id) = amid_the_upload(&list, &proxy, &shell, &direct).await;
     sending.interrupt();
     assert_eq!(sending.wait(SOON).await.code(), Some(75));
     let said = sending.stderr().join("\n");
-    let (_, drop_it) = said.split_once("wxhub broadcast cancel ").unwrap();
-    let draft = shown(&direct, drop_it.trim()).await;
+    assert!(
+        said.contains(&format!("wxhub broadcast cancel {broadcast_id}")),
+        "{said}"
+    );
+    let draft = shown(&direct, &broadcast_id).await;
     assert_eq!(draft["state"], json!("DRAFT"), "{said}");
-    let uploaded = draft["recipients"].as_u64().unwrap();
-    assert!(uploaded > 0 && uploaded < 25_000, "{uploaded}");
 
     // What is on its way may still arrive: the rest goes on top of it.
     let (printed, said) = direct
@@ -297,6 +319,29 @@ async fn an_upload_that_is_interrupted_goes_on_where_it_was() {
     assert_eq!(watching.wait(SOON).await.code(), Some(0));
     let said = direct.ends(&list.command(&[]).texts(), 1).await.1;
     assert!(said.contains("the broadcast was cancelled"), "{said}");
+}
+
+#[tokio::test]
+async fn the_same_command_twice_at_a_time_is_one_broadcast() {
+    let dev = Dev::start(&[], &[]).await;
+    let direct = Shell::of(&dev);
+    let list = List::of_users(&strangers(25_000));
+    let proxy = FaultProxy::start(&direct.url).await;
+    let shell = Shell {
+        url: proxy.url(&direct.url),
+    };
+    let (slower, _) = amid_the_upload(&list, &proxy, &shell, &direct).await;
+    let faster = list.send(&direct, &["--detach"]).await;
+    proxy.heal().await;
+    assert_eq!(
+        slower.wait(SOON).await.code(),
+        Some(0),
+        "{:#?}",
+        slower.stderr()
+    );
+    let slower: Value = serde_json::from_str(&slower.stdout().join("\n")).unwrap();
+    assert_eq!(id(&slower), id(&faster));
+    assert_eq!(faster["recipients"], json!(25_000));
 }
 
 #[tokio::test]
