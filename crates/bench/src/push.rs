@@ -4,6 +4,7 @@ mod accept;
 mod deliver;
 mod fairness;
 mod history;
+mod pruning;
 mod wechat;
 mod world;
 
@@ -47,6 +48,8 @@ enum Part {
     Idle,
     /// A caller beside the backlog of another
     Fairness,
+    /// Callers while old messages are removed
+    Pruning,
     /// A table full of finished messages
     History,
 }
@@ -69,6 +72,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
             Part::Scheduled => deliver::scheduled().await.context("scheduled")?,
             Part::Idle => deliver::idle().await.context("idle")?,
             Part::Fairness => fairness::run(options.backlog).await.context("fairness")?,
+            Part::Pruning => pruning::run().await.context("pruning")?,
             Part::History => history::run(options.finished).await.context("history")?,
         }
     }
