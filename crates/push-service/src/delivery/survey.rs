@@ -255,13 +255,20 @@ mod tests {
         async fn what_is_not_due_yet_is_looked_forward_to(mut surveyor: Surveyor) {
             surveyor.store("later", State::Queued, &[-3_600_000]).await;
             assert_eq!(surveyor.survey(false).await.unwrap().upcoming, None);
-            surveyor.store("soon", State::Queued, &[-1_200, -3_600_000]).await;
             surveyor.store("due", State::Queued, &[60_000, -100]).await;
-            let survey = surveyor.survey(false).await.unwrap();
-            let [(lane, age)] = survey.due.as_slice() else { panic!("{survey:?}") };
-            assert_eq!(lane, "due");
-            assert!(*age >= Duration::from_secs(60), "{age:?}");
+            let mut survey = Survey::default();
+            // On a busy machine one may be due before it is seen.
+            for turn in 0..10 {
+                surveyor.store(&format!("soon{turn}"), State::Queued, &[-1_200, -3_600_000]).await;
+                survey = surveyor.survey(false).await.unwrap();
+                if survey.upcoming.is_some() {
+                    break;
+                }
+            }
+            let age = survey.due.iter().find_map(|(lane, age)| (lane == "due").then_some(*age));
+            assert!(age.is_some_and(|age| age >= Duration::from_secs(60)), "{survey:?}");
             assert!(survey.upcoming.is_some_and(|wait| wait <= Duration::from_millis(1_200)), "{survey:?}");
+            assert!(survey.due.iter().all(|(lane, _)| lane != "later"), "{survey:?}");
         }
 
         async fn what_dead_workers_left_is_seen_when_it_is_looked_for(mut surveyor: Surveyor) {
