@@ -38,9 +38,9 @@ const TABLES: [&str; 4] = ["message", "receipt", "form", "broadcast"];
 /// How long it is, about, from one table to the next: statements of a service that idles are counted.
 const PAUSE: Duration = Duration::from_secs(15);
 /// Rows of one statement.
-const TOGETHER: u64 = 256;
+const TOGETHER: u64 = 128;
 /// For so many times as long as a statement took, nothing is pruned after it: what is sent and accepted goes first.
-const LEISURE: u32 = 3;
+const LEISURE: u32 = 9;
 /// How often messages are looked at again that were not finished when they grew old.
 const AGAIN: Duration = Duration::from_secs(3_600);
 /// What nobody tries again and nobody waits for.
