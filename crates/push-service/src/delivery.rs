@@ -13,6 +13,7 @@ mod policy;
 mod queue;
 mod survey;
 mod turn;
+mod window;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -44,7 +45,7 @@ use self::{
     survey::Surveyor,
     turn::{Part, Waiting},
 };
-pub(crate) use self::{depth::Depths, pauses::Pauses, queue::Queue};
+pub(crate) use self::{depth::Depths, pauses::Pauses, queue::Queue, window::Window};
 use crate::{
     broadcast::Broadcasts,
     doorbell::Doorbell,
@@ -89,6 +90,7 @@ pub(crate) struct Delivery {
     pub(crate) queue: Queue,
     pub(crate) broadcasts: Broadcasts,
     pub(crate) pauses: Arc<Pauses>,
+    pub(crate) window: Arc<Window>,
     pub(crate) rate: Rate,
     pub(crate) clock: Clock,
     pub(crate) catalog: CatalogHandle,
@@ -153,7 +155,7 @@ impl Delivery {
                 }
                 () = this.doorbell.rung() => None,
                 () = sleep_until(upcoming.unwrap_or_else(Instant::now)), if upcoming.is_some() => None,
-                Ok(_) = slots.acquire_many(permits(backlog)), if backlog.is_some() && worker.claims.is_empty() => None,
+                Ok(_) = slots.acquire_many(permits(backlog, &this.window)), if backlog.is_some() && worker.claims.is_empty() => None,
             };
             let now = this.clock.elapsed();
             let outcome = if let Some(claimed) = claimed {
@@ -329,10 +331,12 @@ impl Worker {
     /// Claims what is due, no more than can start now, and starts it; with `lost`, what dead workers left is looked for
     /// and taken up first.
     async fn take_up(&mut self, lost: bool) -> Result<Left, DbErr> {
-        let free = self.slots.available_permits();
+        let limit = self.delivery.window.limit();
+        let under_way = CONCURRENCY - self.slots.available_permits();
+        let free = limit.saturating_sub(under_way);
         if free == 0 {
             return Ok(Left {
-                come_back: Some(ROOM),
+                come_back: Some(turn::room(limit)),
                 upcoming: None,
             });
         }
@@ -361,14 +365,14 @@ impl Worker {
         }
         self.turn = self.turn.wrapping_add(1);
         let chosen = turn::choose(due, self.turn);
-        left.come_back = chosen.left_out.then_some(ROOM);
+        left.come_back = chosen.left_out.then(|| turn::room(limit));
         if chosen.lanes.is_empty() {
             return Ok(left);
         }
         let names: Vec<_> = chosen.lanes.iter().map(|(text, _)| text.as_str()).collect();
         let busy = !self.claims.is_empty();
-        let limit = turn::limit(if busy { 0 } else { free });
-        let mut found = delivery.queue.due(&names, limit as u64).await?;
+        let see = turn::limit(if busy { 0 } else { free });
+        let mut found = delivery.queue.due(&names, see as u64).await?;
         let mut waiting: Vec<Waiting> = chosen
             .lanes
             .into_iter()
@@ -377,14 +381,14 @@ impl Worker {
                 if let Some(wait) = due.upcoming {
                     left.sooner(Instant::now() + wait);
                 }
-                Some(Waiting::new(lane.as_ref(), due.message_ids, limit))
+                Some(Waiting::new(lane.as_ref(), due.message_ids, see))
             })
             .collect();
         if busy && turn::leave_few(&mut waiting) {
-            left.come_back = Some(ROOM);
+            left.come_back = Some(turn::room(limit));
         }
         let mut rates = delivery.take(&waiting, &mut left).await;
-        let picked = turn::pick(waiting, free, &mut rates);
+        let picked = turn::pick(waiting, free, limit, &mut rates);
         for (app_id, unused) in rates {
             delivery.give_back(&app_id, unused).await;
         }
@@ -462,8 +466,10 @@ impl Worker {
     }
 }
 
-fn permits(wanted: Option<usize>) -> u32 {
-    u32::try_from(wanted.unwrap_or_default()).unwrap_or(u32::MAX)
+/// How many places are free when so many of those in the window are.
+fn permits(wanted: Option<usize>, window: &Window) -> u32 {
+    let places = CONCURRENCY - window.limit() + wanted.unwrap_or_default();
+    u32::try_from(places).unwrap_or(u32::MAX)
 }
 
 fn report_panic(ended: Result<(), tokio::task::JoinError>) {
@@ -553,6 +559,7 @@ mod tests {
             queue,
             broadcasts,
             pauses: Arc::default(),
+            window: Arc::default(),
             rate: Rate::new(None, clock.clone()),
             clock,
             catalog,

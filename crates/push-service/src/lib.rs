@@ -176,6 +176,7 @@ impl App {
             broadcasts: broadcasts.clone(),
             queue,
             pauses: Arc::clone(&depths.pauses),
+            window: Arc::default(),
             rate: Rate::new(
                 config.redis.as_ref().map(storage::redis).transpose()?,
                 clock.clone(),

@@ -189,6 +189,7 @@ impl Batch {
         let reached = !matches!(result, Err(wechat::Error::NotSent { .. }));
         let now = self.delivery.clock.elapsed();
         self.delivery.pauses.reached(reached, now);
+        self.delivery.window.ended(now.saturating_sub(started), now);
         if let Err(error) = &result
             && let Some(closed) = policy::closed(error, circumstances)
         {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{CONCURRENCY, ROOM, TOGETHER};
+use super::{ROOM, TOGETHER};
 use crate::{
     message::{Lane, Priority},
     rate::Want,
@@ -64,12 +64,17 @@ impl Class {
     const ALL: [Self; 3] = [Self::Few, Self::Backlog, Self::Broadcast];
 
     /// How many places it leaves to those before it.
-    fn reserve(self) -> usize {
+    fn reserve(self, limit: usize) -> usize {
         match self {
             Self::Few => 0,
-            Self::Backlog => CONCURRENCY / 8,
-            Self::Broadcast => CONCURRENCY / 4,
+            Self::Backlog => limit / 8,
+            Self::Broadcast => limit / 4,
         }
+    }
+
+    /// With so many free places it is worth while to come back for it.
+    fn come_back(self, limit: usize) -> usize {
+        self.reserve(limit) + room(limit)
     }
 }
 
@@ -114,6 +119,11 @@ pub(super) fn choose(mut due: Vec<(String, Option<Lane>)>, turn: usize) -> Chose
     }
 }
 
+/// A backlog is worked on whenever so many are done.
+pub(super) fn room(limit: usize) -> usize {
+    ROOM.min(limit / 2)
+}
+
 /// How many due messages of a lane a claim has to see, with so many free places for those of backlogs.
 pub(super) fn limit(free: usize) -> usize {
     free.clamp(FEW + 1, TOGETHER)
@@ -148,11 +158,12 @@ pub(super) fn want(waiting: &[Waiting], app_id: &str) -> Want {
     }
 }
 
-/// Picks messages for the free places: from each lane in turn, those of few first. An app with a rate is let no more than
-/// is left for it in `rates`.
+/// Picks messages for the free places of so many: from each lane in turn, those of few first. An app with a rate is let no
+/// more than is left for it in `rates`.
 pub(super) fn pick(
     mut waiting: Vec<Waiting>,
     free: usize,
+    limit: usize,
     rates: &mut HashMap<String, u32>,
 ) -> Picked {
     let (mut few, mut rest) = (Part::default(), Part::default());
@@ -160,7 +171,7 @@ pub(super) fn pick(
         lane.message_ids.reverse();
     }
     for class in Class::ALL {
-        let room = free.saturating_sub(class.reserve()).min(TOGETHER);
+        let room = free.saturating_sub(class.reserve(limit)).min(TOGETHER);
         let mut room = room.saturating_sub(few.message_ids.len() + rest.message_ids.len());
         let part = match class {
             Class::Few => &mut few,
@@ -197,7 +208,7 @@ pub(super) fn pick(
     let left_out = waiting
         .iter()
         .filter(|lane| (lane.more || !lane.message_ids.is_empty()) && !held_back(lane));
-    let come_back = left_out.map(|lane| lane.class.reserve() + ROOM).min();
+    let come_back = left_out.map(|lane| lane.class.come_back(limit)).min();
     Picked {
         few,
         rest,
@@ -209,7 +220,7 @@ pub(super) fn pick(
 mod tests {
     use wechat::AppId;
 
-    use super::*;
+    use super::{super::CONCURRENCY, *};
 
     fn lane(whose: &str, priority: Priority) -> Lane {
         let app_id = AppId::try_from("wx0000000000000001").unwrap();
@@ -225,7 +236,7 @@ mod tests {
     }
 
     fn pick(waiting: Vec<Waiting>, free: usize) -> Picked {
-        super::pick(waiting, free, &mut HashMap::new())
+        super::pick(waiting, free, CONCURRENCY, &mut HashMap::new())
     }
 
     #[test]
@@ -243,9 +254,12 @@ mod tests {
         assert_eq!(picked.rest.message_ids[0], "a0");
         assert_eq!(
             picked.rest.message_ids.len(),
-            FREE - Class::Backlog.reserve() - 2
+            FREE - Class::Backlog.reserve(CONCURRENCY) - 2
         );
-        assert_eq!(picked.come_back, Some(Class::Backlog.reserve() + ROOM));
+        assert_eq!(
+            picked.come_back,
+            Some(Class::Backlog.come_back(CONCURRENCY))
+        );
     }
 
     #[test]
@@ -267,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_last_places_are_kept_for_those_with_few_messages() {
-        let full = Class::Backlog.reserve();
+        let full = Class::Backlog.reserve(CONCURRENCY);
         let backlog = || waiting("a", Priority::Transactional, 1_000, full);
         let picked = pick(vec![backlog()], full);
         assert_eq!(picked.rest, Part::default());
@@ -275,6 +289,14 @@ mod tests {
         let picked = pick(vec![backlog(), few], full);
         assert_eq!(picked.few.message_ids, ["b0"]);
         assert_eq!(picked.rest, Part::default());
+    }
+
+    #[test]
+    fn a_backlog_goes_on_with_the_fewest_places() {
+        let backlog = waiting("a", Priority::Broadcast, 1_000, 32);
+        let picked = super::pick(vec![backlog], 32, 32, &mut HashMap::new());
+        assert_eq!(picked.rest.message_ids.len(), 24);
+        assert_eq!(picked.come_back, Some(8 + 16));
     }
 
     #[test]
@@ -323,7 +345,7 @@ mod tests {
         let want = want(&waiting, &app_id);
         assert_eq!((want.urgent, want.rest), (3, 100));
         let mut rates = HashMap::from([(app_id.clone(), 5)]);
-        let picked = super::pick(waiting, CONCURRENCY, &mut rates);
+        let picked = super::pick(waiting, CONCURRENCY, CONCURRENCY, &mut rates);
         assert_eq!(picked.few.message_ids, ["b0", "b1", "b2"]);
         assert_eq!(picked.few.rated[&app_id], 3);
         assert_eq!(picked.rest.message_ids, ["a0", "a1"]);
