@@ -1,8 +1,12 @@
 //! What became of every message, by the callers, the database, and WeChat.
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use sandbox::MessageKind;
+use serde_json::Value;
 
 use crate::{cluster::Cluster, load::is_template};
 
@@ -26,6 +30,8 @@ pub(crate) struct Tally {
     pub(crate) unambiguous: Vec<String>,
     /// Messages whose user may have got them twice, as they say themselves.
     pub(crate) possible: usize,
+    /// How many attempts had an unknown outcome, by what is known of them.
+    pub(crate) unknown: BTreeMap<String, usize>,
 }
 
 impl Tally {
@@ -47,7 +53,7 @@ impl Tally {
             ..Self::default()
         };
         let rows = cluster
-            .query("SELECT request_id, state, attempts, possible_duplicate, errcode, errmsg FROM message")
+            .query("SELECT request_id, state, attempts, possible_duplicate, errcode, errmsg, failed_attempts FROM message")
             .await
             .unwrap();
         let mut stored = vec![false; messages];
@@ -64,6 +70,17 @@ impl Tally {
             let attempts: u32 = row.try_get("", "attempts").unwrap();
             let possible: bool = row.try_get("", "possible_duplicate").unwrap();
             tally.possible += usize::from(possible);
+            let failed: Option<String> = row.try_get("", "failed_attempts").unwrap();
+            let failed: Vec<Value> =
+                failed.map_or_else(Vec::new, |failed| serde_json::from_str(&failed).unwrap());
+            for failed in failed {
+                if failed["outcome_unknown"].as_bool().unwrap() {
+                    // What follows is WeChat's number of the call.
+                    let reason = failed["errmsg"].as_str().unwrap();
+                    let reason = reason.split(" rid: ").next().unwrap().to_owned();
+                    *tally.unknown.entry(reason).or_default() += 1;
+                }
+            }
             let line = || {
                 let errcode: i64 = row.try_get("", "errcode").unwrap();
                 let errmsg: String = row.try_get("", "errmsg").unwrap();
@@ -97,7 +114,7 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "accepted {}, sent {}, delivered {}, lost {}, duplicated {} (of ambiguous sends that WeChat tells no repeats of: {}; others: {}); marked possible_duplicate: {}",
+            "accepted {}, sent {}, delivered {}, lost {}, duplicated {} (of ambiguous sends that WeChat tells no repeats of: {}; others: {}); marked possible_duplicate: {}; attempts of unknown outcome: {:?}",
             self.accepted,
             self.sent,
             self.delivered,
@@ -106,6 +123,7 @@ impl fmt::Display for Tally {
             self.ambiguous,
             self.unambiguous.len(),
             self.possible,
+            self.unknown,
         )
     }
 }
