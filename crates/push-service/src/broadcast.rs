@@ -26,7 +26,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use sea_orm::DbErr;
 use service_kit::{Caller, CatalogHandle, Clock, storage};
-use tracing::info;
+use tracing::{info, warn};
 use uuid::Uuid;
 use wechat::{AppId, OpenId};
 
@@ -326,35 +326,56 @@ impl Broadcasts {
         pace.map_or(0.0, Pace::rate)
     }
 
-    /// Gives messages of broadcasts what they say: their rows do not hold it.
-    pub(crate) async fn fill(&self, messages: &mut [Message]) -> Result<(), DbErr> {
-        let missing: HashSet<String> = {
+    /// Gives messages of broadcasts what they say: their rows do not hold it. One whose content is not to be had is left
+    /// out: its lease ends, and it is taken up again.
+    pub(crate) async fn fill(&self, messages: &mut Vec<Message>) -> Result<(), DbErr> {
+        let wanted: HashSet<&String> = messages
+            .iter()
+            .filter(|message| message.content.is_empty())
+            .filter_map(|message| message.broadcast_id.as_ref())
+            .collect();
+        // What is kept in memory may be gone at any time: whatever this call needs is its own.
+        let mut contents = HashMap::with_capacity(wanted.len());
+        let mut missing = Vec::new();
+        {
             let seen = self.seen();
-            let ids = messages.iter().filter_map(|message| {
-                let id = message.broadcast_id.as_ref()?;
-                (message.content.is_empty() && !seen.contents.contains_key(id)).then_some(id)
-            });
-            ids.cloned().collect()
-        };
+            for id in wanted {
+                match seen.contents.get(id) {
+                    Some(content) => {
+                        contents.insert(id.clone(), Arc::clone(content));
+                    }
+                    None => missing.push(id.clone()),
+                }
+            }
+        }
         if !missing.is_empty() {
             let found = self.store.contents(missing).await?;
+            let found = found.into_iter().map(|(id, content)| (id, content.into()));
+            let found: Vec<(String, Arc<str>)> = found.collect();
             let mut seen = self.seen();
             if seen.contents.len() + found.len() > CONTENTS {
                 seen.contents.clear();
             }
-            let found = found.into_iter().map(|(id, content)| (id, content.into()));
-            seen.contents.extend(found);
+            seen.contents.extend(found.iter().cloned());
+            contents.extend(found);
         }
-        let seen = self.seen();
-        for message in messages {
-            let id = message.broadcast_id.as_ref();
-            let content = id.and_then(|id| seen.contents.get(id));
-            if let Some(content) = content
-                && message.content.is_empty()
-            {
+        messages.retain_mut(|message| {
+            let Some(id) = &message.broadcast_id else {
+                return true;
+            };
+            if message.content.is_empty() {
+                let Some(content) = contents.get(id) else {
+                    warn!(
+                        message.id = message.message_id,
+                        broadcast.id = id,
+                        "it waits, for its broadcast was not found"
+                    );
+                    return false;
+                };
                 message.content = content.to_string();
             }
-        }
+            true
+        });
         Ok(())
     }
 
@@ -388,4 +409,94 @@ fn lane(broadcast: &Broadcast) -> String {
         ..
     } = broadcast;
     Lane::of_broadcast(app_id, kind, broadcast_id).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use service_kit::{cli::Service as _, settings::DatabaseUrl};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{PushService, database::Database, message::Customer, migration::Migrator};
+
+    /// The database goes with the folder.
+    pub(super) async fn broadcasts() -> (TempDir, Broadcasts) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wxhub.toml");
+        std::fs::write(
+            &path,
+            "[[apps]]\napp_id = \"wx0000000000000002\"\nname = \"news\"\nkind = \"official_account\"\nsecret = \"unused\"\n",
+        )
+        .unwrap();
+        let (catalog, _) = CatalogHandle::load(path, PushService::NEEDS).unwrap();
+        let file = folder.path().join("push.sqlite");
+        let url = DatabaseUrl::new(format!("sqlite://{}", file.display()));
+        let connection = storage::database(&url).await.unwrap();
+        storage::migrate::<Migrator>(&connection).await.unwrap();
+        let clock = Clock::System;
+        let database = Database {
+            connection,
+            clock: clock.clone(),
+        };
+        let doorbell = Doorbell::new(None).unwrap();
+        let broadcasts = Broadcasts::new(Store { database }, doorbell, catalog, clock);
+        (folder, broadcasts)
+    }
+
+    pub(super) async fn draft(broadcasts: &Broadcasts) -> Broadcast {
+        let sender = Sender {
+            app_id: AppId::try_from("wx0000000000000002").unwrap(),
+            caller: "news".to_owned(),
+        };
+        let content = Content::Customer(Customer {
+            kf_account: None,
+            message: wechat::CustomerContent::Text {
+                content: "新品上架".to_owned(),
+            },
+        });
+        let new = NewBroadcast {
+            request_id: None,
+            content,
+            expire_time: None,
+        };
+        broadcasts.create(&sender, new).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn messages_of_more_broadcasts_than_are_kept_in_memory_say_what_they_should() {
+        let (_folder, broadcasts) = broadcasts().await;
+        let mut messages = Vec::new();
+        for _ in 0..=CONTENTS {
+            let broadcast = draft(&broadcasts).await;
+            messages.push(broadcasts.message(&broadcast, "oReader".to_owned()));
+        }
+        let last = messages.pop().unwrap();
+        let mut claimed = vec![messages[0].clone(), last];
+        broadcasts.fill(&mut messages).await.unwrap();
+        // The last one has no room beside the others.
+        broadcasts.fill(&mut claimed).await.unwrap();
+        let said = messages.iter().chain(&claimed);
+        let silent = said.filter(|message| message.content.is_empty());
+        assert_eq!(silent.count(), 0);
+        assert_eq!((messages.len(), claimed.len()), (CONTENTS, 2));
+    }
+
+    #[tokio::test]
+    async fn a_message_whose_content_is_not_found_is_left_to_its_lease() {
+        let (_folder, broadcasts) = broadcasts().await;
+        let found = draft(&broadcasts).await;
+        let gone = Broadcast {
+            broadcast_id: Uuid::now_v7().to_string(),
+            ..found.clone()
+        };
+        let mut messages = [&gone, &found]
+            .map(|broadcast| broadcasts.message(broadcast, "oReader".to_owned()))
+            .to_vec();
+        broadcasts.fill(&mut messages).await.unwrap();
+        let left: Vec<_> = messages
+            .into_iter()
+            .map(|message| message.broadcast_id)
+            .collect();
+        assert_eq!(left, [Some(found.broadcast_id)]);
+    }
 }

@@ -180,7 +180,7 @@ impl Broadcasts {
         Ok(true)
     }
 
-    fn message(&self, broadcast: &Broadcast, open_id: String) -> Message {
+    pub(super) fn message(&self, broadcast: &Broadcast, open_id: String) -> Message {
         Message {
             message_id: Uuid::now_v7().to_string(),
             app_id: broadcast.app_id.clone(),
