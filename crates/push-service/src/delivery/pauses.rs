@@ -1,7 +1,7 @@
 //! What takes no messages for a while, so that nobody runs into the same refusal a thousand times.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -38,8 +38,24 @@ impl Pauses {
             app_id: Some(app_id.to_owned()),
             kind,
         };
-        if self.lock().insert(waits, until).is_none() {
+        if self.extend(waits, until) {
             metrics::paused(kind.map_or("token", |_| "quota"));
+        }
+    }
+
+    /// Returns whether it is new. A pause is never cut short: after a day's quota is used up, a message that was on the wire
+    /// may still meet a minute's.
+    fn extend(&self, waits: Waits, until: Duration) -> bool {
+        match self.lock().entry(waits) {
+            Entry::Occupied(mut known) => {
+                let latest = until.max(*known.get());
+                known.insert(latest);
+                false
+            }
+            Entry::Vacant(new) => {
+                new.insert(until);
+                true
+            }
         }
     }
 
@@ -52,7 +68,7 @@ impl Pauses {
                 app_id: None,
                 kind: None,
             };
-            if self.lock().insert(everything, now + UNREACHABLE).is_none() {
+            if self.extend(everything, now + UNREACHABLE) {
                 metrics::paused("unreachable");
             }
         }
@@ -114,6 +130,20 @@ mod tests {
         let other = AppId::try_from("wx0000000000000002").unwrap();
         let other = Lane::of_caller(&other, "customer", "crm");
         assert_eq!(pauses.left(&other, at(11)), None);
+    }
+
+    #[test]
+    fn a_shorter_pause_does_not_end_a_longer_one() {
+        let pauses = Pauses::default();
+        let at = Duration::from_secs;
+        let app_id = AppId::try_from("wx0000000000000001").unwrap();
+        let lane = Lane::of_caller(&app_id, "template", "crm");
+        let pause = |until| pauses.pause(app_id.as_str(), Some("template"), at(until));
+        pause(3600);
+        pause(60);
+        assert_eq!(pauses.left(&lane, at(0)), Some(at(3600)));
+        pause(7200);
+        assert_eq!(pauses.left(&lane, at(0)), Some(at(7200)));
     }
 
     #[test]
