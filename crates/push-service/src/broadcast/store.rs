@@ -173,7 +173,8 @@ impl Store {
     ) -> Result<bool, DbErr> {
         let now = database::moment(&self.database.clock);
         let mut update = Entity::update_many().col_expr(Column::State, to.to_value().into());
-        if from == [State::Draft] {
+        // One that goes on after a pause began before.
+        if from == [State::Draft] && to == State::Running {
             update = update.col_expr(Column::StartTime, Expr::value(now));
         }
         if to == State::Cancelling {
@@ -396,5 +397,22 @@ impl Store {
             Ok(found.len() == CHUNK)
         };
         within_deadline(query).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{broadcasts, draft};
+
+    #[tokio::test]
+    async fn an_old_draft_that_is_cancelled_was_never_started() {
+        let (_folder, broadcasts) = broadcasts().await;
+        let draft = draft(&broadcasts).await;
+        let store = &broadcasts.store;
+        let later = draft.create_time + chrono::TimeDelta::seconds(1);
+        store.prune(later, 10).await.unwrap();
+        let cancelled = store.find(&draft.broadcast_id).await.unwrap().unwrap();
+        assert_eq!(cancelled.state, super::State::Cancelling);
+        assert_eq!(cancelled.start_time, None);
     }
 }
