@@ -21,6 +21,7 @@ use uuid::Uuid;
 use wechat::{AppId, OpenId};
 
 pub(crate) use self::{
+    accept::expires_too_soon,
     content::{Content, Customer, FormTemplate, Link, Outbound, Subscribe, Template, Violation},
     entity::{Model as Message, State},
     failed_attempt::FailedAttempt,

@@ -23,7 +23,9 @@ use crate::{
     account::MAX_ACCOUNT,
     database::{is_key, moment},
     error::Error,
-    message::{FailedAttempt, Message, NewMessage, Recipient, Sender, Shown, Violation},
+    message::{
+        FailedAttempt, Message, NewMessage, Recipient, Sender, Shown, Violation, expires_too_soon,
+    },
 };
 
 /// The longest request_id, in bytes.
@@ -263,7 +265,8 @@ pub(super) fn read_time(
     time.map(|time| time.trunc_subsecs(6))
 }
 
-/// When the message may go out, from and until; nothing where it may always.
+/// When the message may go out, from and until; nothing where it may always. Whether it is too late by now is asked of
+/// a new message alone, once it is known for one: a repeat may come when the first message's time is over.
 fn times(
     request: &SendMessageRequest,
     now: DateTime<Utc>,
@@ -271,11 +274,8 @@ fn times(
 ) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
     let schedule_time = read_time("schedule_time", request.schedule_time, now, violations);
     let expire_time = read_time("expire_time", request.expire_time, now, violations);
-    if let Some(expires) = expire_time
-        && (expires <= now || Some(expires) <= schedule_time)
-    {
-        let problem = "must be later than now and than schedule_time";
-        violations.push(("expire_time".to_owned(), problem.to_owned()));
+    if expire_time.is_some() && expire_time <= schedule_time {
+        violations.push(expires_too_soon());
     }
     (schedule_time, expire_time)
 }

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use http::HeaderMap;
 use service_kit::trace;
 use tracing::Instrument as _;
@@ -13,7 +14,7 @@ use wechat::OpenId;
 
 use super::{
     Content, Lane, Message, Messages, NewMessage, Recipient, Sender, State, TRACE_PARENT,
-    store::Inserted,
+    Violation, store::Inserted,
 };
 use crate::{account::Bound, database, error::Error, metrics};
 
@@ -35,7 +36,7 @@ impl Messages {
     }
 
     /// The same for several messages of one sender, in one transaction. One that cannot be stored, for its request_id
-    /// belongs to another, its account is not bound or its user has no form_id left, fails alone.
+    /// belongs to another, its time is over, its account is not bound or its user has no form_id left, fails alone.
     pub(crate) async fn accept_all(
         &self,
         sender: Sender,
@@ -102,18 +103,23 @@ impl Messages {
         new: &[NewMessage],
         bound: &Bound,
     ) -> Result<(Accepted, Vec<&'static str>), Error> {
+        // Read once: what is not late here is not late in the plan either.
+        let now = database::moment(&self.clock);
         // Nearly all request_ids are new: the table itself tells of one that is not, by refusing it. A repeat may find
-        // its form_id spent and its account bound to nobody, so where these matter the first is looked for first.
-        let simple = new
-            .iter()
-            .all(|new| matches!(new.recipient, Recipient::OpenId(_)) && !takes_form(&new.content));
+        // its time over, its form_id spent and its account bound to nobody, so where these matter the first is looked
+        // for first.
+        let simple = new.iter().all(|new| {
+            matches!(new.recipient, Recipient::OpenId(_))
+                && !takes_form(&new.content)
+                && !is_late(new, now)
+        });
         let mut known = if simple {
             HashMap::new()
         } else {
             self.known(sender, new).await?
         };
         for _ in 0..TRIES {
-            let plan = self.plan(sender, new, bound, &known).await?;
+            let plan = self.plan(sender, new, bound, &known, now).await?;
             let inserted = match plan.rows.as_slice() {
                 [] => Inserted::Stored,
                 rows => self.store.insert(rows).await?,
@@ -145,6 +151,7 @@ impl Messages {
         new: &[NewMessage],
         bound: &Bound,
         known: &Known,
+        now: DateTime<Utc>,
     ) -> Result<Plan, Error> {
         let mut plan = Plan::default();
         let mut forms = HashSet::new();
@@ -166,6 +173,11 @@ impl Messages {
                     });
                     continue;
                 }
+            }
+            if is_late(new, now) {
+                let late = Error::Invalid(vec![expires_too_soon()]);
+                plan.answers.push(Err(late));
+                continue;
             }
             let open_id = match open_id(&new.recipient, bound) {
                 Ok(open_id) => open_id,
@@ -289,6 +301,17 @@ impl Plan {
 /// Whether a form_id is taken from the pool for it.
 fn takes_form(content: &Content) -> bool {
     matches!(content, Content::FormTemplate(content) if content.form_id.is_none())
+}
+
+/// Whether the message, were it new, could not be sent in time any more.
+fn is_late(new: &NewMessage, now: DateTime<Utc>) -> bool {
+    new.expire_time.is_some_and(|expires| expires <= now)
+}
+
+/// What is wrong with a message that nobody could send before it expires.
+pub(crate) fn expires_too_soon() -> Violation {
+    let problem = "must be later than now and than schedule_time";
+    ("expire_time".to_owned(), problem.to_owned())
 }
 
 /// Whom a new message is for.

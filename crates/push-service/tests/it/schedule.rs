@@ -3,7 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use proto::push::v1::{
-    CancelMessageRequest, Message, MessageState, RetryMessageRequest, SendMessageRequest,
+    BatchSendMessagesRequest, CancelMessageRequest, Message, MessageState, RetryMessageRequest,
+    SendMessageRequest, batch_send_result::Result as Outcome,
 };
 use sandbox::Fault;
 use service_kit::Clock;
@@ -109,6 +110,50 @@ on_both! {
         let expired = app.until_state(&accepted.message_id, MessageState::Expired).await;
         assert_eq!((expired.attempts, expired.errcode), (1, 45011));
         assert!(world.inbox(&open_id).is_empty());
+        app.stop().await;
+    }
+
+    async fn a_repeat_after_its_time_is_over_is_the_first_message(backend: Backend) {
+        let mut world = World::start(backend).await;
+        let app = world.app().await;
+        let open_id = world.user(NEWS);
+        let brief = |request_id: &str| SendMessageRequest {
+            request_id: request_id.to_owned(),
+            expire_time: later(2),
+            ..template(&open_id)
+        };
+        let (repeated, late) = (brief("first"), brief("late"));
+        let first = app.send(repeated.clone()).await.unwrap();
+        app.until_state(&first.message_id, MessageState::Sent).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+
+        let again = app.send(repeated.clone()).await.unwrap();
+        assert_eq!(again.message_id, first.message_id);
+        // One that is new is still refused, with a request_id or without.
+        let nameless = SendMessageRequest {
+            request_id: String::new(),
+            ..late.clone()
+        };
+        for new in [late.clone(), nameless] {
+            let refused = app.send(new).await.unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidArgument);
+            let fields = refused.get_details_bad_request().unwrap().field_violations;
+            assert_eq!(fields[0].field, "expire_time");
+        }
+
+        let request = BatchSendMessagesRequest {
+            app_id: "news".to_owned(),
+            messages: vec![late, repeated, template(&open_id)],
+        };
+        let answer = app.client().batch_send_messages(request).await.unwrap().into_inner();
+        let results: Vec<_> = answer.results.into_iter().map(|result| result.result.unwrap()).collect();
+        let [Outcome::Error(late), Outcome::Message(again), Outcome::Message(new)] = results.as_slice() else {
+            panic!("{results:?}");
+        };
+        assert_eq!(late.reason, "INVALID_ARGUMENT");
+        assert_eq!(late.field_violations[0].field, "expire_time");
+        assert_eq!(again.message_id, first.message_id);
+        assert_ne!(new.message_id, first.message_id);
         app.stop().await;
     }
 
