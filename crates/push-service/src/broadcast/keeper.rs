@@ -100,10 +100,14 @@ impl Broadcasts {
     }
 
     async fn work(&self, mut active: watch::Receiver<Active>) {
+        let mut unfinished: Vec<Broadcast> = Vec::new();
         while active.changed().await.is_ok() {
             let mut busy = active.borrow_and_update().to_vec();
+            for broadcast in &mut busy {
+                broadcast.catch_up(&unfinished);
+            }
             // A chunk of each in turn.
-            while !busy.is_empty() {
+            loop {
                 let mut more = Vec::new();
                 for mut broadcast in busy {
                     match self.work_on(&mut broadcast).await {
@@ -115,6 +119,11 @@ impl Broadcasts {
                             "it waits, for the database failed: {error}"
                         ),
                     }
+                }
+                // One that takes minutes keeps nobody from those that came since, or have room again.
+                if more.is_empty() || active.has_changed().unwrap_or(true) {
+                    unfinished = more;
+                    break;
                 }
                 busy = more;
             }
@@ -212,6 +221,21 @@ impl Broadcasts {
     }
 }
 
+impl Broadcast {
+    /// A look at the table that a chunk was under way beside has seen none of it, and would begin before it again.
+    fn catch_up(&mut self, unfinished: &[Self]) {
+        let known = unfinished
+            .iter()
+            .find(|known| known.broadcast_id == self.broadcast_id);
+        if let Some(known) = known
+            && known.expanded > self.expanded
+        {
+            self.expanded = known.expanded;
+            self.expanded_to.clone_from(&known.expanded_to);
+        }
+    }
+}
+
 /// Tells the operator how many there are, and how many of their recipients wait.
 fn tell(found: &[Broadcast]) {
     for (label, state) in [
@@ -229,4 +253,76 @@ fn tell(found: &[Broadcast]) {
     metrics::broadcast_recipients("queued", sum(Broadcast::queued));
     let to_queue = sum(|broadcast| broadcast.recipients - broadcast.expanded);
     metrics::broadcast_recipients("to_queue", to_queue);
+}
+
+#[cfg(test)]
+mod tests {
+    use test_support::eventually;
+    use tokio_util::task::TaskTracker;
+
+    use super::{
+        super::{
+            store::CHUNK,
+            tests::{broadcasts, draft},
+        },
+        *,
+    };
+
+    #[tokio::test]
+    async fn a_broadcast_that_starts_does_not_wait_until_a_large_one_is_cleared_away() {
+        let (_folder, broadcasts) = broadcasts().await;
+        let store = &broadcasts.store;
+        let started = async |chunks: usize| {
+            let id = draft(&broadcasts).await.broadcast_id;
+            for chunk in 0..chunks {
+                let users: Vec<_> = (0..CHUNK).map(|user| format!("o{chunk}-{user}")).collect();
+                let users: Vec<_> = users.iter().map(String::as_str).collect();
+                store.add(&id, &users).await.unwrap();
+            }
+            let moved = store.advance(&id, &[State::Draft], State::Running).await;
+            assert!(moved.unwrap());
+            id
+        };
+        let find = async |id: &str| store.find(id).await.unwrap().unwrap();
+        let large = started(40).await;
+        let cancelled = store.advance(&large, &[State::Running], State::Cancelling);
+        assert!(cancelled.await.unwrap());
+        let (sender, receiver) = watch::channel(Active::default());
+        let working = TaskTracker::new().spawn({
+            let broadcasts = broadcasts.clone();
+            async move { broadcasts.work(receiver).await }
+        });
+        sender.send_replace(store.active().await.unwrap().into());
+        let small = started(1).await;
+        sender.send_replace(store.active().await.unwrap().into());
+        eventually("it is begun", Duration::from_secs(60), async || {
+            find(&small).await.expanded > 0
+        })
+        .await;
+        assert_eq!(find(&large).await.state, State::Cancelling);
+        drop(sender);
+        working.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_look_from_before_a_chunk_does_not_set_it_back() {
+        let (_folder, broadcasts) = broadcasts().await;
+        let seen = draft(&broadcasts).await;
+        let later = Broadcast {
+            expanded: 1000,
+            expanded_to: "oReader".to_owned(),
+            ..seen.clone()
+        };
+        let caught_up = |known: &Broadcast| {
+            let mut seen = seen.clone();
+            seen.catch_up(std::slice::from_ref(known));
+            (seen.expanded, seen.expanded_to)
+        };
+        assert_eq!(caught_up(&later), (1000, "oReader".to_owned()));
+        let other = Broadcast {
+            broadcast_id: Uuid::now_v7().to_string(),
+            ..later
+        };
+        assert_eq!(caught_up(&other), (0, String::new()));
+    }
 }
