@@ -26,6 +26,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use sea_orm::DbErr;
 use service_kit::{Caller, CatalogHandle, Clock, storage};
+use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use uuid::Uuid;
 use wechat::{AppId, OpenId};
@@ -70,6 +71,8 @@ pub(crate) struct Broadcasts {
     catalog: CatalogHandle,
     clock: Clock,
     seen: Arc<Mutex<Seen>>,
+    /// Rings that nobody waits for, not even shutdown: the other replicas poll.
+    tasks: TaskTracker,
 }
 
 /// What this process knows of the table.
@@ -96,6 +99,7 @@ impl Broadcasts {
             catalog,
             clock,
             seen: Arc::default(),
+            tasks: TaskTracker::new(),
         }
     }
 

@@ -8,7 +8,7 @@ use redis::{AsyncTypedCommands as _, Client, aio::ConnectionManager};
 use secrecy::{ExposeSecret as _, SecretString};
 use service_kit::storage;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 /// What every replica subscribes to. A channel keeps nothing, so it needs no TTL.
@@ -62,6 +62,15 @@ impl Doorbell {
     pub(crate) async fn ring(&self) {
         self.ring_here();
         self.publish(MESSAGE).await;
+    }
+
+    /// The same for who has more to do than to wait for Redis: this process is told at once, the others by a task.
+    pub(crate) fn ring_apart(&self, tasks: &TaskTracker) {
+        self.ring_here();
+        if self.remote.is_some() {
+            let this = self.clone();
+            tasks.spawn(async move { this.publish(MESSAGE).await });
+        }
     }
 
     /// Tells this process alone.
@@ -143,7 +152,6 @@ impl Doorbell {
 #[cfg(test)]
 mod tests {
     use test_support::{Redis, eventually};
-    use tokio_util::task::TaskTracker;
 
     use super::*;
 
@@ -154,6 +162,21 @@ mod tests {
         doorbell.rung().await;
         let silence = tokio::time::timeout(Duration::from_millis(50), doorbell.rung()).await;
         assert!(silence.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_ring_beside_work_waits_for_no_redis_that_hangs() {
+        // It takes connections, and answers none.
+        let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}", mute.local_addr().unwrap());
+        let doorbell = Doorbell::new(Some(&url.into())).unwrap();
+        let tasks = TaskTracker::new();
+        doorbell.ring_apart(&tasks);
+        doorbell.rung().await;
+        assert_eq!(tasks.len(), 1);
+        tasks.close();
+        // The others' ring is given up after a while.
+        tasks.wait().await;
     }
 
     #[tokio::test]

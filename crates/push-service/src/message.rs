@@ -130,7 +130,7 @@ impl Messages {
                 by = caller.name,
                 "queued again by hand"
             );
-            self.doorbell.ring().await;
+            self.doorbell.ring_apart(&self.tasks);
             return Ok(message);
         }
         match message.state {
@@ -173,7 +173,7 @@ impl Messages {
                 by = caller.name,
                 "queued again by hand"
             );
-            self.doorbell.ring().await;
+            self.doorbell.ring_apart(&self.tasks);
         }
         Ok(Found {
             messages: queued,

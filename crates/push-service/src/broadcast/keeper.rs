@@ -181,7 +181,7 @@ impl Broadcasts {
             messages = messages.len(),
             "queued"
         );
-        self.doorbell.ring().await;
+        self.doorbell.ring_apart(&self.tasks);
         broadcast.expanded += i64::try_from(messages.len()).unwrap_or(i64::MAX);
         if let Some(last) = messages.last() {
             broadcast.expanded_to.clone_from(&last.open_id);
