@@ -37,8 +37,8 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Keeps a form_id until it is used or expires; one that is known already is left as it is. What expired of the
-    /// same user goes.
+    /// Keeps a form_id until it expires; one that is known already is left as it is, so that one that was used does not
+    /// come back. What expired of the same user goes.
     pub(crate) async fn put(
         &self,
         app_id: &AppId,
@@ -52,6 +52,7 @@ impl Store {
                 form_id: Set(form_id.to_owned()),
                 open_id: Set(open_id.to_string()),
                 expire_time: Set(database::moment(&self.database.clock) + LIFE),
+                used: Set(false),
             };
             let known = OnConflict::columns([Column::AppId, Column::FormId])
                 .do_nothing_on([Column::AppId, Column::FormId])
@@ -83,6 +84,7 @@ impl Store {
             .column(Column::FormId)
             .filter(Column::AppId.eq(app_id.as_str()))
             .filter(Column::OpenId.eq(open_id.as_str()))
+            .filter(Column::Used.eq(false))
             .filter(Column::FormId.is_not_in(but))
             .filter(Expr::col(Column::ExpireTime).gt(self.database.after(MARGIN)))
             .order_by_asc(Column::ExpireTime)
@@ -118,13 +120,18 @@ impl Store {
         Ok(Pruned { rows, more })
     }
 
-    /// Takes a form_id out of the pool; false when somebody else did.
+    /// Takes a form_id out of the pool; false when somebody else did. It stays known until it expires: a phone that lost
+    /// the answer hands it in again, maybe after its use.
     pub(crate) async fn take(
         connection: &impl ConnectionTrait,
         app_id: &str,
         form_id: &str,
     ) -> Result<bool, DbErr> {
-        let taken = Entity::delete_by_id((app_id.to_owned(), form_id.to_owned()))
+        let taken = Entity::update_many()
+            .col_expr(Column::Used, Expr::value(true))
+            .filter(Column::AppId.eq(app_id))
+            .filter(Column::FormId.eq(form_id))
+            .filter(Column::Used.eq(false))
             .exec(connection)
             .await?;
         Ok(taken.rows_affected == 1)

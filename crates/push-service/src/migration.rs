@@ -10,6 +10,7 @@ mod m20261121_000005_receipt;
 mod m20261121_000006_broadcast;
 mod m20261121_000007_account;
 mod m20261121_000008_form_expiry;
+mod m20261121_000009_form_used;
 
 use sea_orm_migration::{
     prelude::*,
@@ -32,6 +33,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000006_broadcast::Migration),
             Box::new(m20261121_000007_account::Migration),
             Box::new(m20261121_000008_form_expiry::Migration),
+            Box::new(m20261121_000009_form_used::Migration),
         ]
     }
 
@@ -97,6 +99,7 @@ mod tests {
         ("broadcast", "broadcast_app"),
         ("broadcast", "broadcast_state"),
     ];
+    const COLUMNS: [(&str, &str); 2] = [("message", "expire_time"), ("form", "used")];
 
     #[tokio::test]
     async fn a_run_that_broke_off_is_taken_up_in_sqlite() {
@@ -120,11 +123,10 @@ mod tests {
             let index = Index::drop().name(name).table(table).to_owned();
             manager.drop_index(index).await.unwrap();
         }
-        let column = Table::alter()
-            .table("message")
-            .drop_column("expire_time")
-            .to_owned();
-        manager.alter_table(column).await.unwrap();
+        for (table, name) in COLUMNS {
+            let column = Table::alter().table(table).drop_column(name).to_owned();
+            manager.alter_table(column).await.unwrap();
+        }
         let noted = "DELETE FROM push_migrations";
         database.execute_unprepared(noted).await.unwrap();
 
@@ -132,6 +134,8 @@ mod tests {
         for (table, name) in INDICES {
             assert!(manager.has_index(table, name).await.unwrap(), "{name}");
         }
-        assert!(manager.has_column("message", "expire_time").await.unwrap());
+        for (table, name) in COLUMNS {
+            assert!(manager.has_column(table, name).await.unwrap(), "{name}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The `form` table: form_ids that wait for their one use.
+//! The `form` table: form_ids until they expire, whether they still wait for their one use or had it.
 
 use sea_orm::entity::prelude::*;
 
@@ -11,6 +11,7 @@ pub struct Model {
     pub form_id: String,
     pub open_id: String,
     pub expire_time: DateTimeUtc,
+    pub used: bool,
 }
 
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]

@@ -51,6 +51,23 @@ on_both! {
         app.stop().await;
     }
 
+    async fn a_form_id_that_comes_again_after_its_use_is_not_used_again(backend: Backend) {
+        let mut world = World::start(backend).await;
+        let app = world.app().await;
+        let open_id = world.user(SHOP);
+        let session = session(SHOP, &open_id);
+        let form = world.sandbox.form(SHOP, Some(&open_id)).unwrap();
+        let body = format!("{{\"form_id\":\"{}\"}}", form.form_id);
+        put(&app, Some(&session), &body).await;
+        let accepted = app.send(form_template(&open_id, "")).await.unwrap();
+        app.until_state(&accepted.message_id, MessageState::Sent).await;
+
+        assert_eq!(put(&app, Some(&session), &body).await.0, StatusCode::NO_CONTENT);
+        let refused = app.send(form_template(&open_id, "")).await.unwrap_err();
+        assert_eq!(refused.get_details_error_info().unwrap().reason, "FORM_ID_MISSING");
+        app.stop().await;
+    }
+
     async fn messages_at_once_take_different_form_ids(backend: Backend) {
         let mut world = World::start(backend).await;
         let app = world.app().await;

@@ -256,7 +256,11 @@ impl Test {
         for (batch, stored) in batches {
             assert_eq!(stored, BATCH, "{batch} is stored in part");
         }
-        let left = self.world.query("SELECT form_id FROM form").await.len();
+        let left = self
+            .world
+            .query("SELECT form_id FROM form WHERE used = FALSE")
+            .await
+            .len();
         let collected = self.forms.load(Ordering::SeqCst);
         assert_eq!(left + forms, collected, "a form_id is lost");
         rows.len()
