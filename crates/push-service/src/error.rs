@@ -158,7 +158,7 @@ impl From<Error> for Status {
             Error::Contended => status::error(
                 Code::Unavailable,
                 reason::CONTENDED,
-                "too many messages to this user at once: try again",
+                "others take the same form_ids, or send the same request_ids, at this moment: try again",
             )
             .retry_after(Duration::from_secs(1))
             .build(),
