@@ -152,7 +152,7 @@ impl From<Error> for Status {
             Error::NoForm => status::error(
                 Code::FailedPrecondition,
                 reason::FORM_ID_MISSING,
-                "no form_id is stored for this user: give one, or let the mini program send them to POST /form",
+                "no form_id is stored for this user that is still good when the message goes out: give one, or let the mini program send them to POST /form",
             )
             .build(),
             Error::Contended => status::error(

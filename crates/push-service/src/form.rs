@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveValue::Set,
-    ColumnTrait as _, ConnectionTrait, DbErr, EntityTrait as _, ExprTrait as _, QueryFilter as _,
-    QueryOrder as _, QuerySelect as _,
+    ColumnTrait as _, Condition, ConnectionTrait, DbErr, EntityTrait as _, ExprTrait as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _,
     sea_query::{Expr, OnConflict},
 };
 use service_kit::storage::within_deadline;
@@ -72,13 +73,16 @@ impl Store {
         within_deadline(query).await
     }
 
-    /// The user's form_id that expires soonest, still in the pool and none of `but`.
+    /// The user's form_id that expires soonest, still in the pool and none of `but`; one that is still good when the
+    /// message goes out, where that is planned.
     pub(crate) async fn soonest(
         &self,
         app_id: &AppId,
         open_id: &OpenId,
         but: &HashSet<String>,
+        schedule_time: Option<DateTime<Utc>>,
     ) -> Result<Option<String>, DbErr> {
+        let planned = schedule_time.map(|time| Expr::col(Column::ExpireTime).gt(time + MARGIN));
         Entity::find()
             .select_only()
             .column(Column::FormId)
@@ -87,6 +91,7 @@ impl Store {
             .filter(Column::Used.eq(false))
             .filter(Column::FormId.is_not_in(but))
             .filter(Expr::col(Column::ExpireTime).gt(self.database.after(MARGIN)))
+            .filter(Condition::all().add_option(planned))
             .order_by_asc(Column::ExpireTime)
             .into_tuple()
             .one(&self.database.connection)

@@ -220,8 +220,10 @@ impl Messages {
         if !takes_form(&new.content) {
             return Ok(None);
         }
-        let form = self.forms.soonest(&sender.app_id, open_id, taken).await?;
-        form.map(Some).ok_or(Error::NoForm)
+        let form = self
+            .forms
+            .soonest(&sender.app_id, open_id, taken, new.schedule_time);
+        form.await?.map(Some).ok_or(Error::NoForm)
     }
 
     fn row(

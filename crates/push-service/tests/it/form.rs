@@ -1,8 +1,9 @@
 //! `POST /form`, and messages that take what it stored.
 
-use proto::push::v1::MessageState;
+use proto::push::v1::{MessageState, SendMessageRequest};
 use reqwest::StatusCode;
 use serde_json::Value;
+use service_kit::Clock;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -65,6 +66,25 @@ on_both! {
         assert_eq!(put(&app, Some(&session), &body).await.0, StatusCode::NO_CONTENT);
         let refused = app.send(form_template(&open_id, "")).await.unwrap_err();
         assert_eq!(refused.get_details_error_info().unwrap().reason, "FORM_ID_MISSING");
+        app.stop().await;
+    }
+
+    async fn a_planned_message_takes_a_form_id_that_is_good_until_then(backend: Backend) {
+        let mut world = World::start(backend).await;
+        let app = world.app().await;
+        let open_id = world.user(SHOP);
+        let session = session(SHOP, &open_id);
+        let form = world.sandbox.form(SHOP, Some(&open_id)).unwrap();
+        put(&app, Some(&session), &format!("{{\"form_id\":\"{}\"}}", form.form_id)).await;
+        let ahead = |hours: i64| {
+            let mut time = prost_types::Timestamp::from(Clock::System.now());
+            time.seconds += hours * 3_600;
+            SendMessageRequest { schedule_time: Some(time), ..form_template(&open_id, "") }
+        };
+        let refused = app.send(ahead(7 * 24)).await.unwrap_err();
+        assert_eq!(refused.get_details_error_info().unwrap().reason, "FORM_ID_MISSING");
+        let planned = app.send(ahead(7 * 24 - 1)).await.unwrap();
+        assert_eq!(planned.state(), MessageState::Scheduled);
         app.stop().await;
     }
 
