@@ -51,7 +51,7 @@ use crate::{
     doorbell::Doorbell,
     message::{Content, Lane, Message, Priority, resume_trace},
     metrics,
-    rate::{Rate, Taken},
+    rate::{self, Rate, Taken},
     receipt::Receipts,
 };
 
@@ -66,6 +66,8 @@ const ROOM: usize = 256;
 const TOGETHER: usize = 256;
 /// How often due messages are looked for when no doorbell rings.
 pub(crate) const POLL: Duration = Duration::from_secs(1);
+/// When nothing can be sent of the lanes that were looked into, others are looked into after this.
+const OTHERS: Duration = Duration::from_millis(50);
 /// After the database was away, what seems lost may have a living worker that is about to write its outcome: that one
 /// goes first.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -76,6 +78,8 @@ struct Left {
     come_back: Option<usize>,
     /// When there is something to do again, if that is soon.
     upcoming: Option<Instant>,
+    /// When what dead workers left is to be looked for again, if that is before the next poll.
+    lost: Option<Instant>,
 }
 
 impl Left {
@@ -137,10 +141,12 @@ impl Delivery {
         let mut backlog: Option<usize> = None;
         // When the next message falls due, where that is before the next poll.
         let mut upcoming = None;
+        // When the lease of what may be lost ends.
+        let mut lease = None;
         // Elapsed time since which the database answers.
         let mut answers_since = None;
         loop {
-            let mut polled = false;
+            let mut look = false;
             let claimed = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -150,7 +156,11 @@ impl Delivery {
                 }
                 Some(claimed) = worker.claims.join_next() => Some(claimed),
                 _ = poll.tick() => {
-                    polled = true;
+                    look = true;
+                    None
+                }
+                () = sleep_until(lease.unwrap_or_else(Instant::now)), if lease.is_some() => {
+                    look = true;
                     None
                 }
                 () = this.doorbell.rung() => None,
@@ -162,12 +172,15 @@ impl Delivery {
                 worker.start_claimed(claimed)
             } else {
                 let settled = answers_since.is_some_and(|since| since + SETTLE <= now);
-                let take_up = worker.take_up(settled && polled);
+                let take_up = worker.take_up(settled && look);
                 match stop.run_until_cancelled(take_up).await {
                     None => break,
                     Some(Ok(left)) => {
                         backlog = left.come_back;
                         upcoming = left.upcoming;
+                        if look {
+                            lease = left.lost;
+                        }
                         Ok(())
                     }
                     Some(Err(error)) => Err(error),
@@ -179,7 +192,7 @@ impl Delivery {
                 }
                 Err(error) => {
                     // The next poll tries again.
-                    (answers_since, upcoming, backlog) = (None, None, None);
+                    (answers_since, upcoming, lease, backlog) = (None, None, None, None);
                     warn!("messages wait, for the database does not answer: {error}");
                 }
             }
@@ -334,10 +347,11 @@ impl Worker {
         let limit = self.delivery.window.limit();
         let under_way = CONCURRENCY - self.slots.available_permits();
         let free = limit.saturating_sub(under_way);
-        if free == 0 {
+        if free == 0 && !lost {
             return Ok(Left {
                 come_back: Some(turn::room(limit)),
                 upcoming: None,
+                lost: None,
             });
         }
         let delivery = Arc::clone(&self.delivery);
@@ -350,6 +364,7 @@ impl Worker {
         let mut left = Left {
             come_back: None,
             upcoming: survey.upcoming.map(|wait| Instant::now() + wait),
+            lost: survey.lost_in.map(|wait| Instant::now() + wait),
         };
         let mut due = Vec::with_capacity(survey.due.len());
         for (text, _) in survey.due {
@@ -365,14 +380,21 @@ impl Worker {
         }
         self.turn = self.turn.wrapping_add(1);
         let chosen = turn::choose(due, self.turn);
-        left.come_back = chosen.left_out.then(|| turn::room(limit));
         if chosen.lanes.is_empty() {
             return Ok(left);
         }
-        let names: Vec<_> = chosen.lanes.iter().map(|(text, _)| text.as_str()).collect();
         let busy = !self.claims.is_empty();
-        let see = turn::limit(if busy { 0 } else { free });
-        let mut found = delivery.queue.due(&names, see as u64).await?;
+        let see = |lane: Option<&Lane>| {
+            let rate = lane
+                .and_then(|lane| delivery.app(&lane.app_id)?.send_rate)
+                .map(rate::burst);
+            turn::limit(if busy { 0 } else { free }, rate)
+        };
+        let lanes = chosen.lanes.iter();
+        let lanes: Vec<_> = lanes
+            .map(|(text, lane)| (text.as_str(), see(lane.as_ref()) as u64))
+            .collect();
+        let mut found = delivery.queue.due(&lanes).await?;
         let mut waiting: Vec<Waiting> = chosen
             .lanes
             .into_iter()
@@ -381,6 +403,7 @@ impl Worker {
                 if let Some(wait) = due.upcoming {
                     left.sooner(Instant::now() + wait);
                 }
+                let see = see(lane.as_ref());
                 Some(Waiting::new(lane.as_ref(), due.message_ids, see))
             })
             .collect();
@@ -393,6 +416,13 @@ impl Worker {
             delivery.give_back(&app_id, unused).await;
         }
         left.come_back = left.come_back.or(picked.come_back);
+        if chosen.left_out && left.come_back.is_none() {
+            if picked.few.message_ids.is_empty() && picked.rest.message_ids.is_empty() {
+                left.sooner(Instant::now() + OTHERS);
+            } else {
+                left.come_back = Some(turn::room(limit));
+            }
+        }
         if let Some(slots) = self.places(&picked.few) {
             let claim = delivery.claim(picked.few).await?;
             self.start((claim, slots));
@@ -469,7 +499,7 @@ impl Worker {
 /// How many places are free when so many of those in the window are.
 fn permits(wanted: Option<usize>, window: &Window) -> u32 {
     let places = CONCURRENCY - window.limit() + wanted.unwrap_or_default();
-    u32::try_from(places).unwrap_or(u32::MAX)
+    u32::try_from(places.min(CONCURRENCY)).unwrap_or(u32::MAX)
 }
 
 fn report_panic(ended: Result<(), tokio::task::JoinError>) {

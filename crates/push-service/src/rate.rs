@@ -229,7 +229,7 @@ struct Pace {
 impl Pace {
     fn of(per_second: u32) -> Self {
         let rate = u64::from(per_second.max(1));
-        let burst = (rate / 10).max(1);
+        let burst = u64::from(burst(per_second));
         Self {
             rate,
             full: burst * MESSAGE,
@@ -296,6 +296,11 @@ impl Bucket {
             wait: Duration::from_micros(wait),
         }
     }
+}
+
+/// The most that is sent at once.
+pub(crate) fn burst(per_second: u32) -> u32 {
+    (per_second / 10).max(1)
 }
 
 fn key(app: &AppId) -> String {

@@ -189,7 +189,6 @@ impl Batch {
         let reached = !matches!(result, Err(wechat::Error::NotSent { .. }));
         let now = self.delivery.clock.elapsed();
         self.delivery.pauses.reached(reached, now);
-        self.delivery.window.ended(now.saturating_sub(started), now);
         if let Err(error) = &result
             && let Some(closed) = policy::closed(error, circumstances)
         {
@@ -289,13 +288,17 @@ impl Batch {
         token: &CachedToken,
     ) -> Result<Option<MsgId>, wechat::Error> {
         let wechat = &self.delivery.wechat;
-        match outbound {
+        let started = self.delivery.clock.elapsed();
+        let result = match outbound {
             Outbound::Template(message) => wechat.send_template(&token.token, message).await,
             Outbound::Subscribe(message) => wechat.send_subscribe(&token.token, message).await,
             Outbound::FormTemplate(message) => {
                 wechat.send_form_template(&token.token, message).await
             }
             Outbound::Customer(message) => wechat.send_customer(&token.token, message).await,
-        }
+        };
+        let now = self.delivery.clock.elapsed();
+        self.delivery.window.ended(now.saturating_sub(started), now);
+        result
     }
 }

@@ -116,13 +116,9 @@ impl Ended {
 }
 
 impl Queue {
-    /// What is due in each of these lanes, up to `limit` of each.
-    pub(super) async fn due(
-        &self,
-        lanes: &[&str],
-        limit: u64,
-    ) -> Result<HashMap<String, Due>, DbErr> {
-        let mut branches = lanes.iter().map(|lane| self.due_in(lane, limit));
+    /// What is due in each of these lanes, up to so many of each.
+    pub(super) async fn due(&self, lanes: &[(&str, u64)]) -> Result<HashMap<String, Due>, DbErr> {
+        let mut branches = lanes.iter().map(|(lane, limit)| self.due_in(lane, *limit));
         let Some(mut query) = branches.next() else {
             return Ok(HashMap::new());
         };

@@ -46,6 +46,8 @@ pub(super) struct Survey {
     pub(super) upcoming: Option<Duration>,
     /// Workers died while they sent.
     pub(super) lost: bool,
+    /// How long until that may be so again, if that is within [`AHEAD`].
+    pub(super) lost_in: Option<Duration>,
 }
 
 impl Surveyor {
@@ -59,8 +61,12 @@ impl Surveyor {
     /// Tells which lanes have something to do; with `lost`, also whether workers died while they sent.
     pub(super) async fn survey(&mut self, lost: bool) -> Result<Survey, DbErr> {
         let mut survey = Survey::default();
-        let (found, lost) = self.look(lost).await?;
-        survey.lost = lost;
+        let (found, lease) = self.look(lost).await?;
+        if let Some(micros) = lease {
+            let apart = Duration::from_micros(micros.unsigned_abs());
+            survey.lost = micros <= 0;
+            survey.lost_in = (micros > 0 && apart <= AHEAD).then_some(apart);
+        }
         for (lane, micros) in found {
             let apart = Duration::from_micros(micros.unsigned_abs());
             if micros <= 0 {
@@ -77,10 +83,10 @@ impl Surveyor {
         Ok(self.look(false).await?.0)
     }
 
-    /// Those lanes, and with `lost` whether workers died while they sent.
-    async fn look(&mut self, lost: bool) -> Result<(BTreeMap<String, i64>, bool), DbErr> {
+    /// Those lanes, and with `lost` how many microseconds it is until the first lease ends of what is on the wire.
+    async fn look(&mut self, lost: bool) -> Result<(BTreeMap<String, i64>, Option<i64>), DbErr> {
         let mut found = BTreeMap::new();
-        let mut died = false;
+        let mut lease = None;
         let mut from: Vec<String> = self.lanes.iter().cloned().collect();
         from.push(NONE.to_owned());
         let mut sending = lost.then(|| self.sending());
@@ -89,7 +95,7 @@ impl Surveyor {
                 let steps = padded(from).map(|lane| self.next_after(lane));
                 for (lane, micros) in self.ask(steps.chain(sending.take())).await? {
                     if lane == NONE {
-                        died = micros.is_some_and(|micros| micros <= 0);
+                        lease = micros;
                     } else {
                         found.insert(lane, micros.unwrap_or_default());
                     }
@@ -101,7 +107,7 @@ impl Surveyor {
                 .collect();
         }
         self.lanes.retain(|lane| found.contains_key(lane));
-        Ok((found, died))
+        Ok((found, lease))
     }
 
     /// The first lane after this one, and when the first of its messages falls due.
@@ -272,8 +278,12 @@ mod tests {
         }
 
         async fn what_dead_workers_left_is_seen_when_it_is_looked_for(mut surveyor: Surveyor) {
-            surveyor.store("a", State::Sending, &[-5_000]).await;
-            assert!(!surveyor.survey(true).await.unwrap().lost);
+            surveyor.store("a", State::Sending, &[-60_000]).await;
+            let survey = surveyor.survey(true).await.unwrap();
+            assert_eq!((survey.lost, survey.lost_in), (false, None));
+            surveyor.store("a", State::Sending, &[-1_400]).await;
+            let survey = surveyor.survey(true).await.unwrap();
+            assert!(survey.lost || survey.lost_in.is_some(), "{survey:?}");
             surveyor.store("b", State::Sending, &[10]).await;
             assert!(surveyor.survey(true).await.unwrap().lost);
             assert!(!surveyor.survey(false).await.unwrap().lost);

@@ -12,6 +12,8 @@ use crate::{
 const FEW: usize = 16;
 /// The most lanes that one claim looks into.
 const LANES: usize = 16;
+/// How many of them are for broadcasts, where there are any.
+const BROADCASTS: usize = 4;
 
 /// Lanes to look into.
 #[derive(Debug)]
@@ -105,13 +107,15 @@ pub(super) fn choose(mut due: Vec<(String, Option<Lane>)>, turn: usize) -> Chose
                 .is_some_and(|lane| lane.priority == Priority::Broadcast)
         };
         due.sort_by_key(|(_, lane)| broadcast(lane));
-        let callers = due.partition_point(|(_, lane)| !broadcast(lane));
-        let (first, second) = due.split_at_mut(callers);
-        for part in [first, second] {
-            let by = (turn * LANES).checked_rem(part.len()).unwrap_or_default();
-            part.rotate_left(by);
-        }
-        due.truncate(LANES);
+        let mut callers = due;
+        let mut broadcasts =
+            callers.split_off(callers.partition_point(|(_, lane)| !broadcast(lane)));
+        // Callers who wait for their rate do not keep broadcasts of others from being seen.
+        let places = LANES - broadcasts.len().min(BROADCASTS);
+        rotate(&mut callers, turn, places);
+        rotate(&mut broadcasts, turn, LANES - callers.len());
+        callers.append(&mut broadcasts);
+        due = callers;
     }
     Chosen {
         lanes: due,
@@ -124,9 +128,18 @@ pub(super) fn room(limit: usize) -> usize {
     ROOM.min(limit / 2)
 }
 
-/// How many due messages of a lane a claim has to see, with so many free places for those of backlogs.
-pub(super) fn limit(free: usize) -> usize {
-    free.clamp(FEW + 1, TOGETHER)
+/// Leaves so many, others each turn.
+fn rotate<T>(lanes: &mut Vec<T>, turn: usize, places: usize) {
+    let by = turn.wrapping_mul(places).checked_rem(lanes.len());
+    lanes.rotate_left(by.unwrap_or_default());
+    lanes.truncate(places);
+}
+
+/// How many due messages of a lane a claim has to see, with so many free places for those of backlogs and no more than a
+/// burst that its app may send.
+pub(super) fn limit(free: usize, burst: Option<u32>) -> usize {
+    let burst = burst.and_then(|burst| usize::try_from(burst).ok());
+    free.min(burst.unwrap_or(TOGETHER)).clamp(FEW + 1, TOGETHER)
 }
 
 /// Leaves those with few; whether there are others.
@@ -231,8 +244,12 @@ mod tests {
     }
 
     fn waiting(whose: &str, priority: Priority, count: usize, free: usize) -> Waiting {
-        let ids = (0..count.min(limit(free))).map(|number| format!("{whose}{number}"));
-        Waiting::new(Some(&lane(whose, priority)), ids.collect(), limit(free))
+        let ids = (0..count.min(limit(free, None))).map(|number| format!("{whose}{number}"));
+        Waiting::new(
+            Some(&lane(whose, priority)),
+            ids.collect(),
+            limit(free, None),
+        )
     }
 
     fn pick(waiting: Vec<Waiting>, free: usize) -> Picked {
@@ -333,6 +350,8 @@ mod tests {
         for (text, _) in callers {
             assert!(seen.contains(text), "{text}");
         }
+        let broadcasts = seen.iter().filter(|text| text.starts_with('1'));
+        assert_eq!(broadcasts.count(), 50);
     }
 
     #[test]

@@ -12,6 +12,9 @@ use super::{CONCURRENCY, UPSTREAM_DEADLINE};
 const SLOW: Duration = Duration::from_millis(1_500);
 /// There is always room for so many.
 const LEAST: usize = 32;
+/// So many slow answers, and one of so many answers, are too many.
+const FEW: usize = 4;
+const SHARE: usize = 20;
 /// So many more after as many answers in time as there is room for.
 const MORE: usize = 8;
 
@@ -22,8 +25,9 @@ pub(crate) struct Window(Mutex<State>);
 #[derive(Debug)]
 struct State {
     limit: usize,
-    /// Answers in time since it last changed.
+    /// Answers in time, and slow ones, since it last changed.
     in_time: usize,
+    slow: usize,
     /// Elapsed time before which slow answers are of what was under way at the last change.
     until: Duration,
 }
@@ -33,6 +37,7 @@ impl Default for Window {
         Self(Mutex::new(State {
             limit: CONCURRENCY,
             in_time: 0,
+            slow: 0,
             until: Duration::ZERO,
         }))
     }
@@ -51,13 +56,17 @@ impl Window {
         if took < SLOW {
             state.in_time += 1;
             if state.in_time >= state.limit {
-                state.in_time = 0;
+                (state.in_time, state.slow) = (0, 0);
                 state.limit = (state.limit + MORE).min(CONCURRENCY);
             }
         } else if now >= state.until {
-            state.in_time = 0;
-            state.limit = (state.limit / 2).max(LEAST);
-            state.until = now + UPSTREAM_DEADLINE;
+            state.slow += 1;
+            // A few are slow on any day.
+            if state.slow >= FEW && state.slow * SHARE > state.slow + state.in_time {
+                (state.in_time, state.slow) = (0, 0);
+                state.limit = (state.limit / 2).max(LEAST);
+                state.until = now + UPSTREAM_DEADLINE;
+            }
         }
     }
 }
@@ -67,6 +76,12 @@ mod tests {
     use super::*;
 
     const QUICK: Duration = Duration::from_millis(50);
+
+    fn slow(window: &Window, now: Duration) {
+        for _ in 0..FEW {
+            window.ended(SLOW, now);
+        }
+    }
 
     #[test]
     fn slow_answers_halve_it_once_for_what_was_under_way() {
@@ -80,17 +95,28 @@ mod tests {
         assert_eq!(window.limit(), CONCURRENCY / 2);
         for _ in 0..100 {
             now += UPSTREAM_DEADLINE;
-            window.ended(UPSTREAM_DEADLINE, now);
+            slow(&window, now);
         }
         assert_eq!(window.limit(), LEAST);
+    }
+
+    #[test]
+    fn a_few_slow_answers_among_many_change_nothing() {
+        let window = Window::default();
+        for number in 0..100_000 {
+            let took = if number % 100 == 99 { SLOW } else { QUICK };
+            window.ended(took, Duration::from_millis(number));
+        }
+        assert_eq!(window.limit(), CONCURRENCY);
     }
 
     #[test]
     fn it_grows_with_what_is_answered_in_time() {
         let window = Window::default();
         let now = Duration::from_secs(60);
-        window.ended(SLOW, now);
+        slow(&window, now);
         let halved = window.limit();
+        assert_eq!(halved, CONCURRENCY / 2);
         for _ in 0..halved {
             window.ended(QUICK, now);
         }
