@@ -11,6 +11,7 @@ mod m20261121_000006_broadcast;
 mod m20261121_000007_account;
 mod m20261121_000008_form_expiry;
 mod m20261121_000009_form_used;
+mod m20261121_000010_every_lane;
 
 use sea_orm_migration::{
     prelude::*,
@@ -34,6 +35,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000007_account::Migration),
             Box::new(m20261121_000008_form_expiry::Migration),
             Box::new(m20261121_000009_form_used::Migration),
+            Box::new(m20261121_000010_every_lane::Migration),
         ]
     }
 
@@ -111,6 +113,44 @@ mod tests {
     #[tokio::test]
     async fn a_run_that_broke_off_is_taken_up_in_mariadb() {
         breaks_off_and_is_taken_up(MariaDb::database().await.url()).await;
+    }
+
+    #[tokio::test]
+    async fn what_failed_before_there_were_lanes_gets_one_in_sqlite() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("push.sqlite");
+        every_row_gets_a_lane(&format!("sqlite://{}", file.display())).await;
+    }
+
+    #[tokio::test]
+    async fn what_failed_before_there_were_lanes_gets_one_in_mariadb() {
+        every_row_gets_a_lane(MariaDb::database().await.url()).await;
+    }
+
+    async fn every_row_gets_a_lane(url: &str) {
+        let url = DatabaseUrl::new(url.to_owned());
+        let database = storage::database(&url).await.unwrap();
+        // Where messages had no lanes yet.
+        Migrator::up(&database, Some(3)).await.unwrap();
+        for (number, state) in (2..=8).enumerate() {
+            let columns = "message_id, app_id, open_id, caller, content, state, attempts, possible_duplicate, errcode, errmsg, create_time";
+            let row = format!(
+                "'{number:036}', 'wx1', 'o1', 'dev', '', {state}, 0, FALSE, 0, '', '2026-11-21 10:00:00'"
+            );
+            database
+                .execute_unprepared(&format!("INSERT INTO message ({columns}) VALUES ({row})"))
+                .await
+                .unwrap();
+        }
+        storage::migrate::<Migrator>(&database).await.unwrap();
+        let lanes = sea_orm_migration::sea_orm::Statement::from_string(
+            database.get_database_backend(),
+            "SELECT lane FROM message",
+        );
+        for row in database.query_all_raw(lanes).await.unwrap() {
+            let lane: String = row.try_get_by_index(0).unwrap();
+            assert_eq!(lane, "0/wx1/any/dev");
+        }
     }
 
     async fn breaks_off_and_is_taken_up(url: &str) {
