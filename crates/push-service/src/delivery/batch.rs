@@ -271,13 +271,28 @@ impl Batch {
             Ok(Ok(fresh)) if fresh.version != token.version && self.holds() => {
                 tried.attempts += 1;
                 tried.result = self.call(outbound, &fresh).await;
+                if let Err(error) = &tried.result
+                    && error.class() == Class::Token
+                {
+                    warn!("a new token is refused as well: {error}");
+                    tried.wait = policy::refused_again(rand::random());
+                }
             }
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 warn!("a refused token could not be reported: {error}");
                 tried.wait = policy::without_token(&error, rand::random());
             }
-            Err(_) => warn!("a new token came too late for this attempt"),
+            Err(_) => {
+                warn!("a new token came too late for this attempt");
+                tried.wait = policy::without_answer(rand::random());
+            }
+        }
+        if !tried.wait.is_zero() {
+            // The others would be refused as this one was, at the cost of an attempt each.
+            let until = self.delivery.clock.elapsed() + tried.wait;
+            let pauses = &self.delivery.pauses;
+            pauses.pause(self.app_id.as_str(), None, until);
         }
         tried
     }

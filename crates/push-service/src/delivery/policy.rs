@@ -28,6 +28,8 @@ const UNREACHABLE: Duration = Duration::from_secs(1);
 const NO_TOKEN: Duration = Duration::from_secs(1);
 /// How long messages wait whose app gets no token until somebody mends its settings.
 const MISCONFIGURED: Duration = Duration::from_secs(60);
+/// How long messages wait when a token that was only just replaced is refused as well: token-service replaces none sooner.
+const REPLACEABLE: Duration = Duration::from_secs(30);
 /// The longest wait that token-service can ask for.
 const ASKED: Duration = Duration::from_secs(5 * 60);
 /// Begins the errmsg of a message whose outcome nobody knows.
@@ -256,6 +258,18 @@ pub(super) fn without_token(error: &token_client::Error, jitter: f64) -> Duratio
         .retry_after()
         .map_or(by_code, |asked| asked.clamp(NO_TOKEN, ASKED));
     delay.mul_f64(1.0 + jitter / 2.0)
+}
+
+/// How long messages wait whose app's token is refused and not replaced in time.
+pub(super) fn without_answer(jitter: f64) -> Duration {
+    NO_TOKEN.mul_f64(1.0 + jitter / 2.0)
+}
+
+/// How long messages wait whose app's new token is refused as the old one was: it is of another account, or somebody else
+/// refreshes the app. Both end only when somebody mends them, but no message is given up for it at once: a token that was
+/// replaced a moment ago may have been replaced again.
+pub(super) fn refused_again(jitter: f64) -> Duration {
+    REPLACEABLE.mul_f64(1.0 + jitter / 2.0)
 }
 
 /// Full jitter: between one second and a limit that doubles with each attempt.

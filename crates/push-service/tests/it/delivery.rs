@@ -1,10 +1,13 @@
 //! What is accepted arrives, and WeChat's answer decides about the rest.
 
+use std::time::Duration;
+
 use proto::push::v1::{
     self as pb, MessageState, customer_content::Message as Customer, send_message_request::Content,
 };
 use sandbox::{Deliver, Fault, MessageKind};
 use serde_json::{Value, json};
+use test_support::eventually;
 use tonic::Code;
 
 use crate::world::{
@@ -436,12 +439,49 @@ async fn a_refused_token_that_cannot_be_reported_is_an_attempt() {
         .until(&second.message_id, |message| message.errcode == 40001)
         .await;
     assert!(waiting.attempts >= 1, "{waiting:?}");
+    eventually("the others wait without one", SOON, async || {
+        let other = app.send(template(&world.user(NEWS))).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        app.get(&other.message_id).await.attempts == 0
+    })
+    .await;
     world.tokens.set_away(false);
     let sent = app
         .until_state(&second.message_id, MessageState::Sent)
         .await;
     assert_eq!((sent.errcode, sent.possible_duplicate), (0, false));
     assert_eq!(world.inbox(&open_id).len(), 2);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn while_a_new_token_is_refused_as_well_the_others_wait_without_an_attempt() {
+    let mut world = World::start(Backend::Embedded).await;
+    let app = world.app().await;
+    let open_id = world.user(NEWS);
+    for _ in 0..2 {
+        let refused = Fault {
+            errcode: Some(40001),
+            ..Fault::at(TEMPLATE_SEND)
+        };
+        world.sandbox.add_fault(refused).unwrap();
+    }
+    let first = app.send(template(&open_id)).await.unwrap();
+    let refused = app
+        .until(&first.message_id, |message| message.errcode == 40001)
+        .await;
+    assert_eq!(
+        (refused.state(), refused.attempts),
+        (MessageState::Queued, 2)
+    );
+    // WeChat would take it.
+    let second = app.send(template(&open_id)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let waiting = app.get(&second.message_id).await;
+    assert_eq!(
+        (waiting.state(), waiting.attempts),
+        (MessageState::Queued, 0)
+    );
     app.stop().await;
 }
 
