@@ -10,15 +10,15 @@ mod lane;
 mod shown;
 pub(crate) mod store;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use service_kit::{Caller, CatalogHandle, Clock, trace};
+use service_kit::{Caller, CatalogHandle, Clock, storage::within_deadline, trace};
 use tokio_util::task::TaskTracker;
 use tracing::{Span, info};
 use uuid::Uuid;
-use wechat::{AppId, OpenId};
+use wechat::{AppId, ErrCode, OpenId};
 
 pub(crate) use self::{
     accept::expires_too_soon,
@@ -33,6 +33,9 @@ use crate::{account::Accounts, database, doorbell::Doorbell, error::Error, form}
 
 /// W3C trace context.
 const TRACE_PARENT: &str = "traceparent";
+
+/// How often a retry looks for a form_id when somebody else was faster.
+const FORMS_TRIED: usize = 16;
 
 /// Who says something.
 #[derive(Debug, Clone)]
@@ -122,7 +125,7 @@ impl Messages {
         message_id: &str,
     ) -> Result<Message, Error> {
         let message = self.get(caller, message_id).await?;
-        let queued = self.store.retry(&message).await?;
+        let queued = self.requeue(&message).await?;
         let message = self.get(caller, &message.message_id).await?;
         if queued {
             info!(
@@ -137,6 +140,30 @@ impl Messages {
             State::Queued | State::Sending => Ok(message),
             _ => Err(Error::NotRetryable(message.state)),
         }
+    }
+
+    /// Queues a message that failed. Returns whether it was queued.
+    async fn requeue(&self, message: &Message) -> Result<bool, Error> {
+        if !message.has_spent_form() {
+            return Ok(self.store.retry(message).await?);
+        }
+        let open_id = OpenId::try_from(message.open_id.clone());
+        let app_id = AppId::try_from(message.app_id.clone());
+        let (Ok(app_id), Ok(open_id)) = (app_id, open_id) else {
+            return Err(Error::NoForm);
+        };
+        let none = HashSet::new();
+        // Another of the pool's: with its own it would fail the same way for ever.
+        for _ in 0..FORMS_TRIED {
+            let form = self
+                .forms
+                .soonest(&app_id, &open_id, &none, message.schedule_time);
+            let form = within_deadline(form).await?.ok_or(Error::NoForm)?;
+            if let Some(queued) = self.store.retry_with(message, &form).await? {
+                return Ok(queued);
+            }
+        }
+        Err(Error::Contended)
     }
 
     /// A page of messages, the newest first: those below an id, where one is given.
@@ -165,7 +192,17 @@ impl Messages {
                 down_to,
             });
         }
-        let queued = self.store.retry_all(messages).await?;
+        let (spent, messages): (Vec<_>, Vec<_>) =
+            messages.into_iter().partition(Message::has_spent_form);
+        let mut queued = self.store.retry_all(messages).await?;
+        for message in spent {
+            match self.requeue(&message).await {
+                Ok(again) => queued += u64::from(again),
+                // It stays FAILED until its user earns another.
+                Err(Error::NoForm) => {}
+                Err(error) => return Err(error),
+            }
+        }
         if queued > 0 {
             info!(
                 app.id = %filter.app_id,
@@ -179,6 +216,16 @@ impl Messages {
             messages: queued,
             down_to,
         })
+    }
+}
+
+impl Message {
+    /// Whether it failed for the form_id that it took from the pool, with which it would fail again.
+    fn has_spent_form(&self) -> bool {
+        let spent = [ErrCode::INVALID_FORM_ID, ErrCode::FORM_ID_USED];
+        self.state == State::Failed
+            && self.form_id.is_some()
+            && spent.contains(&ErrCode(self.errcode))
     }
 }
 

@@ -178,6 +178,33 @@ impl Store {
             .await
     }
 
+    /// The same with another form_id, which is taken out of the pool. Returns nothing when somebody else took it.
+    pub(crate) async fn retry_with(
+        &self,
+        message: &Model,
+        form_id: &str,
+    ) -> Result<Option<bool>, DbErr> {
+        let update = self
+            .requeuing()
+            .col_expr(Column::FormId, Expr::value(form_id))
+            .filter(Column::MessageId.eq(&message.message_id));
+        // No part of a broadcast has a form_id: there are no counters to keep.
+        let query = async {
+            let transaction = self.database.connection.begin().await?;
+            if update.exec(&transaction).await?.rows_affected == 0 {
+                transaction.rollback().await?;
+                return Ok(Some(false));
+            }
+            if !form::Store::take(&transaction, &message.app_id, form_id).await? {
+                transaction.rollback().await?;
+                return Ok(None);
+            }
+            transaction.commit().await?;
+            Ok(Some(true))
+        };
+        within_deadline(query).await
+    }
+
     /// Queues messages that failed, as if they had never been tried; where an attempt's outcome is unknown the user may
     /// get it twice.
     pub(super) fn requeuing(&self) -> UpdateMany<Entity> {

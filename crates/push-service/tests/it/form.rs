@@ -1,6 +1,8 @@
 //! `POST /form`, and messages that take what it stored.
 
-use proto::push::v1::{MessageState, SendMessageRequest};
+use proto::push::v1::{
+    MessageFilter, MessageState, RetryMessageRequest, RetryMessagesRequest, SendMessageRequest,
+};
 use reqwest::StatusCode;
 use serde_json::Value;
 use service_kit::Clock;
@@ -85,6 +87,50 @@ on_both! {
         assert_eq!(refused.get_details_error_info().unwrap().reason, "FORM_ID_MISSING");
         let planned = app.send(ahead(7 * 24 - 1)).await.unwrap();
         assert_eq!(planned.state(), MessageState::Scheduled);
+        app.stop().await;
+    }
+
+    async fn a_retry_takes_another_form_id_than_the_one_that_was_spent(backend: Backend) {
+        let mut world = World::start(backend).await;
+        let app = world.app().await;
+        let open_id = world.user(SHOP);
+        let session = session(SHOP, &open_id);
+        // WeChat knows nothing of these.
+        let mut failed = Vec::new();
+        for form_id in ["forged1", "forged2"] {
+            put(&app, Some(&session), &format!("{{\"form_id\":\"{form_id}\"}}")).await;
+            let accepted = app.send(form_template(&open_id, "")).await.unwrap();
+            let message = app.until_state(&accepted.message_id, MessageState::Failed).await;
+            assert_eq!(message.errcode, 41028);
+            failed.push(message.message_id);
+        }
+        let retry = async |message_id: &str| {
+            let request = RetryMessageRequest { message_id: message_id.to_owned() };
+            app.client().retry_message(request).await
+        };
+        let retry_all = async || {
+            let filter = MessageFilter { app_id: "shop".to_owned(), ..MessageFilter::default() };
+            let request = RetryMessagesRequest { filter: Some(filter), ..RetryMessagesRequest::default() };
+            app.client().retry_messages(request).await.unwrap().into_inner().count
+        };
+        let refused = retry(&failed[0]).await.unwrap_err();
+        assert_eq!(refused.get_details_error_info().unwrap().reason, "FORM_ID_MISSING");
+        assert_eq!(retry_all().await, 0);
+
+        for by_hand in [true, false] {
+            let form = world.sandbox.form(SHOP, Some(&open_id)).unwrap();
+            put(&app, Some(&session), &format!("{{\"form_id\":\"{}\"}}", form.form_id)).await;
+            let message_id = if by_hand {
+                retry(&failed[0]).await.unwrap();
+                &failed[0]
+            } else {
+                assert_eq!(retry_all().await, 1);
+                &failed[1]
+            };
+            app.until_state(message_id, MessageState::Sent).await;
+            let inbox = world.inbox(&open_id);
+            assert_eq!(inbox.last().unwrap().message["form_id"], form.form_id.as_str());
+        }
         app.stop().await;
     }
 
