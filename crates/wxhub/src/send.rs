@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit codes: 0 accepted, or with --wait sent; 1 refused, or with --wait not sent; 64 wrong flags or settings; 75 not now, the same command may work later. With a --request-id it sends one message, however often it is made.")]
+Exit codes: 0 accepted, or with --wait sent; 1 refused, or with --wait not sent; 64 wrong flags or settings; 75 not now, the same command may work later. With a --request-id it sends one message, however often it is made: give --schedule and --expire as times then, for a distance from now is another time each time.")]
 pub(crate) struct Args {
     /// The app that speaks, by app_id or name
     #[arg(long)]
@@ -33,7 +33,8 @@ pub(crate) struct Args {
     recipient: Recipient,
     #[command(flatten)]
     content: ContentArgs,
-    /// The same id sends one message, however often the command is made
+    /// The same id sends one message, however often the same command is made; --schedule and --expire as times, not as
+    /// distances
     #[arg(long, value_name = "ID")]
     request_id: Option<String>,
     /// Send it then: 2026-11-21T18:00:00+08:00, or 10m from now
