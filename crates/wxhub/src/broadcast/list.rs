@@ -1,8 +1,10 @@
 //! The list of users: a CSV file, checked as a whole before anybody is sent anything, and never in memory as a whole.
 
 use std::{
+    collections::HashSet,
     fmt::Write as _,
     fs::File,
+    hash::{BuildHasher as _, RandomState},
     io::{self, BufReader, Read, Seek as _},
     path::Path,
 };
@@ -90,6 +92,17 @@ impl List {
             return Err(anyhow::Error::msg("it names nobody").context(context()));
         }
         Ok(checked)
+    }
+
+    /// How many it names; who is named twice counts once.
+    pub(super) fn distinct(&self) -> anyhow::Result<u64> {
+        let mut users = self.users()?;
+        // A list may be of millions: their hashes are a tenth of them, and as good as never the same.
+        let (state, mut known) = (RandomState::new(), HashSet::new());
+        while let Some(user) = users.next()? {
+            known.extend(user.ok().map(|user| state.hash_one(user)));
+        }
+        Ok(known.len() as u64)
     }
 
     /// The numbers of the lines at these places, which go upwards. Blank lines before a line belong to it as the csv

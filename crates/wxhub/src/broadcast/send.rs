@@ -196,6 +196,9 @@ impl Operator {
     ) -> anyhow::Result<Broadcast> {
         let broadcast = self.create(prepared).await?;
         let broadcast_id = &*known.insert(broadcast.broadcast_id.clone());
+        if !prepared.of_list && broadcast.start_time.is_some() {
+            prepared.list.fits(&prepared.checked, &broadcast)?;
+        }
         let users = counted(prepared.checked.users, "user");
         note(&format!("broadcast {broadcast_id} to {users}"));
         if broadcast.state() == BroadcastState::Draft {
@@ -338,6 +341,28 @@ impl Operator {
                 Err(status) => patience.wait(refused(status), note).await?,
             }
         }
+    }
+}
+
+impl List {
+    /// Refuses a broadcast that was started for more users than these, or for fewer: its recipients cannot be asked for, so that
+    /// another list of as many is not told.
+    fn fits(&self, checked: &Checked, started: &Broadcast) -> anyhow::Result<()> {
+        let recipients = u64::try_from(started.recipients)?;
+        if recipients == checked.users {
+            return Ok(());
+        }
+        let users = self.distinct()?;
+        if recipients != users {
+            bail!(
+                "the broadcast was started for {}, and {} names {}: its request_id was used for another list. Another --request-id sends to this one; `wxhub broadcast watch {}` follows that broadcast",
+                counted(recipients, "user"),
+                self.name(),
+                grouped(users),
+                started.broadcast_id,
+            );
+        }
+        Ok(())
     }
 }
 

@@ -364,6 +364,16 @@ async fn a_request_id_is_of_one_list_alone() {
     let sent = List::of_users(&users).send(&shell, &named).await;
     assert_eq!((id(&sent), &sent["recipients"]), (&*draft, &json!(4)));
     assert_eq!(got(&dev).await, each(&users, 1));
+
+    let other = List::of_users(&users[1..]);
+    let said = shell.fails(&other.command(&named).texts(), 1).await;
+    assert!(
+        said.contains("started for 4 users") && said.contains("names 3"),
+        "{said}"
+    );
+    let twice: Vec<_> = users.iter().chain(&users[..1]).cloned().collect();
+    let again = List::of_users(&twice).send(&shell, &named).await;
+    assert_eq!(id(&again), draft);
 }
 
 /// A draft with these users.
