@@ -273,7 +273,14 @@ impl Broadcasts {
         wanted: &[State],
     ) -> Result<Broadcast, Error> {
         let broadcast_id = &broadcast.broadcast_id;
-        let moved = self.store.advance(broadcast_id, from, to).await?;
+        let mut tries = 0;
+        // Its row is every outcome's counter, too.
+        let moved = loop {
+            match self.store.advance(broadcast_id, from, to).await {
+                Err(error) if storage::is_deadlock(&error) && tries < TRIES => tries += 1,
+                moved => break moved?,
+            }
+        };
         if moved {
             info!(
                 broadcast.id = broadcast_id,

@@ -1,10 +1,15 @@
 //! A table full of messages that are finished.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use sea_orm::{ConnectionTrait as _, Statement, Value};
+use tokio::time::sleep;
 
-use super::world::{BATCH, Servers, Service, batches, template};
+use super::{
+    LONGEST,
+    world::{BATCH, Servers, Service, batches, template},
+};
 use crate::stats::{Goal, count, median, print};
 
 /// Each figure is the median of so many rounds; an odd number.
@@ -15,6 +20,11 @@ const BATCHES: u64 = 10;
 const CHUNK: u64 = 500_000;
 /// When the rows are from: not yet old enough to be removed.
 const SPAN_MILLIS: u64 = 20 * 3_600_000;
+
+/// So many pages that are not on disk are none to speak of.
+const FEW_PAGES: i64 = 1_000;
+/// Between two looks at how many there are.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// What a round costs, each message.
 struct Round {
@@ -40,6 +50,7 @@ pub(super) async fn run(finished: u64) -> anyhow::Result<()> {
     full.database
         .execute_unprepared("ANALYZE TABLE message PERSISTENT FOR COLUMNS () INDEXES ()")
         .await?;
+    written(&full).await?;
     #[expect(clippy::cast_precision_loss, reason = "a size in MB")]
     let size = full.number(size).await? as f64;
     print(
@@ -76,6 +87,22 @@ pub(super) async fn run(finished: u64) -> anyhow::Result<()> {
         database,
         Some(Goal::AtMost(1.1)),
     );
+    Ok(())
+}
+
+/// Waits until what was put there is on disk: else its writing would be measured as well.
+async fn written(service: &Service) -> anyhow::Result<()> {
+    let database = &service.database;
+    let pages = "SET GLOBAL innodb_max_dirty_pages_pct = ";
+    database.execute_unprepared(&format!("{pages}0")).await?;
+    let started = Instant::now();
+    let dirty = "SELECT CAST(variable_value AS SIGNED) FROM information_schema.global_status \
+                 WHERE variable_name = 'Innodb_buffer_pool_pages_dirty'";
+    while service.number(dirty).await? > FEW_PAGES {
+        ensure!(started.elapsed() < LONGEST, "pages are not written");
+        sleep(LOOK).await;
+    }
+    database.execute_unprepared(&format!("{pages}90")).await?;
     Ok(())
 }
 
