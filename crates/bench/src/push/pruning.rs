@@ -20,7 +20,7 @@ const ROUNDS: u32 = 5;
 const RATE: u32 = 500;
 const SINGLE: u32 = 2_500;
 /// Old messages at the start of a round: more than are removed within the measured half of it.
-const OLD: u64 = 100_000;
+const OLD: u64 = 40_000;
 /// Older than messages are kept.
 const AGE_DAYS: u32 = 40;
 /// Between two looks at whether all is gone.
