@@ -424,31 +424,16 @@ fn lane(broadcast: &Broadcast) -> String {
 
 #[cfg(test)]
 mod tests {
-    use service_kit::{cli::Service as _, settings::DatabaseUrl};
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{PushService, database::Database, message::Customer, migration::Migrator};
+    use crate::{message::Customer, testing};
 
     /// The database goes with the folder.
     pub(super) async fn broadcasts() -> (TempDir, Broadcasts) {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("wxhub.toml");
-        std::fs::write(
-            &path,
-            "[[apps]]\napp_id = \"wx0000000000000002\"\nname = \"news\"\nkind = \"official_account\"\nsecret = \"unused\"\n",
-        )
-        .unwrap();
-        let (catalog, _) = CatalogHandle::load(path, PushService::NEEDS).unwrap();
-        let file = folder.path().join("push.sqlite");
-        let url = DatabaseUrl::new(format!("sqlite://{}", file.display()));
-        let connection = storage::database(&url).await.unwrap();
-        storage::migrate::<Migrator>(&connection).await.unwrap();
-        let clock = Clock::System;
-        let database = Database {
-            connection,
-            clock: clock.clone(),
-        };
+        let database = testing::database(&testing::sqlite(&folder)).await;
+        let (catalog, clock) = (testing::catalog(&folder), database.clock.clone());
         let doorbell = Doorbell::new(None).unwrap();
         let broadcasts = Broadcasts::new(Store { database }, doorbell, catalog, clock);
         (folder, broadcasts)

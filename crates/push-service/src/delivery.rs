@@ -23,10 +23,7 @@ use std::{
 };
 
 use sea_orm::DbErr;
-use service_kit::{
-    App, CatalogHandle, Clock,
-    ops::{Phase, Readiness},
-};
+use service_kit::{App, CatalogHandle, Clock, ops::Readiness};
 use token_client::TokenClient;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -110,10 +107,7 @@ pub(crate) struct Delivery {
 impl Delivery {
     /// Delivers until the token is cancelled, then ends what is on the wire and puts back what is not.
     pub(crate) async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
-        // Before the migrations are applied there is no table to look at.
-        let mut phase = self.readiness.watch();
-        let ready = phase.wait_for(|phase| *phase != Phase::Starting);
-        if !matches!(stop.run_until_cancelled(ready).await, Some(Ok(_))) {
+        if !self.readiness.started(&stop).await {
             return Ok(());
         }
         let this = Arc::new(self);
@@ -512,7 +506,7 @@ fn report_panic(ended: Result<(), tokio::task::JoinError>) {
 #[cfg(test)]
 mod tests {
     use proto::auth::v1::auth_service_client::AuthServiceClient;
-    use service_kit::{cli::Service as _, client::Peer, settings::DatabaseUrl, storage};
+    use service_kit::client::Peer;
     use test_support::eventually;
     use tokio_util::task::TaskTracker;
     use tonic::transport::Endpoint;
@@ -520,36 +514,19 @@ mod tests {
 
     use super::*;
     use crate::{
-        PushService,
         account::Accounts,
-        broadcast,
-        database::Database,
-        form,
+        broadcast, form,
         message::{Customer, Messages, NewMessage, Recipient, Sender, store::Store},
-        migration::Migrator,
-        receipt,
+        receipt, testing,
     };
 
     #[tokio::test]
     async fn what_is_accepted_is_taken_up_before_the_next_poll() {
         service_kit::telemetry::install_tls_provider();
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("wxhub.toml");
-        std::fs::write(
-            &path,
-            "[[apps]]\napp_id = \"wx0000000000000002\"\nname = \"news\"\nkind = \"official_account\"\nsecret = \"unused\"\n",
-        )
-        .unwrap();
-        let (catalog, _) = CatalogHandle::load(path, PushService::NEEDS).unwrap();
-        let file = folder.path().join("push.sqlite");
-        let url = DatabaseUrl::new(format!("sqlite://{}", file.display()));
-        let connection = storage::database(&url).await.unwrap();
-        storage::migrate::<Migrator>(&connection).await.unwrap();
-        let clock = Clock::System;
-        let database = Database {
-            connection,
-            clock: clock.clone(),
-        };
+        let catalog = testing::catalog(&folder);
+        let database = testing::database(&testing::sqlite(&folder)).await;
+        let clock = database.clock.clone();
         let store = Store {
             database: database.clone(),
         };

@@ -18,6 +18,8 @@ mod prune;
 mod rate;
 mod receipt;
 mod rule;
+#[cfg(test)]
+mod testing;
 mod typing;
 
 use std::{convert::Infallible, sync::Arc};

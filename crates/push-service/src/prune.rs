@@ -12,7 +12,7 @@ use sea_orm::{
     QuerySelect as _,
 };
 use service_kit::{
-    ops::{Phase, Readiness},
+    ops::Readiness,
     storage::{self, within_deadline},
 };
 use tokio_util::sync::CancellationToken;
@@ -85,9 +85,7 @@ struct Old {
 impl Pruning {
     /// Prunes until the token is cancelled.
     pub(crate) async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
-        let mut phase = self.readiness.watch();
-        let ready = phase.wait_for(|phase| *phase != Phase::Starting);
-        if !matches!(stop.run_until_cancelled(ready).await, Some(Ok(_))) {
+        if !self.readiness.started(&stop).await {
             return Ok(());
         }
         let mut walk = Walk::default();
@@ -200,11 +198,10 @@ pub(crate) struct Pruned {
 #[cfg(test)]
 mod tests {
     use sea_orm::{ConnectionTrait as _, PaginatorTrait as _};
-    use service_kit::{Clock, settings::DatabaseUrl, storage};
-    use test_support::MariaDb;
+    use service_kit::Clock;
 
     use super::*;
-    use crate::migration::Migrator;
+    use crate::testing::on_both;
 
     const DAY: TimeDelta = TimeDelta::days(1);
 
@@ -214,15 +211,7 @@ mod tests {
     }
 
     impl World {
-        async fn new(url: &str) -> Self {
-            let connection = storage::database(&DatabaseUrl::new(url.to_owned()))
-                .await
-                .unwrap();
-            storage::migrate::<Migrator>(&connection).await.unwrap();
-            let database = Database {
-                connection,
-                clock: Clock::System,
-            };
+        fn new(database: Database) -> Self {
             let pruning = Pruning {
                 receipts: Receipts {
                     database: database.clone(),
@@ -276,31 +265,9 @@ mod tests {
         }
     }
 
-    /// One test on SQLite, and on MariaDB.
-    macro_rules! on_both {
-        ($(async fn $name:ident($world:ident: World) $body:block)*) => {$(
-            mod $name {
-                use super::*;
-
-                async fn run($world: World) $body
-
-                #[tokio::test]
-                async fn sqlite() {
-                    let folder = tempfile::tempdir().unwrap();
-                    let file = folder.path().join("push.sqlite");
-                    run(World::new(&format!("sqlite://{}", file.display())).await).await;
-                }
-
-                #[tokio::test]
-                async fn maria_db() {
-                    run(World::new(MariaDb::database().await.url()).await).await;
-                }
-            }
-        )*};
-    }
-
     on_both! {
-        async fn what_is_finished_and_old_goes_and_nothing_else(world: World) {
+        async fn what_is_finished_and_old_goes_and_nothing_else(database: Database) {
+            let world = World::new(database);
             let mut number = 0;
             for state in FINISHED {
                 for age in [DAY * 3, DAY] {
@@ -320,7 +287,8 @@ mod tests {
             assert_eq!(world.left().await, 5 + 2 + 1);
         }
 
-        async fn what_waits_is_passed_by_and_goes_when_it_is_finished(world: World) {
+        async fn what_waits_is_passed_by_and_goes_when_it_is_finished(database: Database) {
+            let world = World::new(database);
             let rows = TOGETHER as u32 * 2;
             world.store(DAY * 4, 0..rows, State::Queued).await;
             world.store(DAY * 3, 0..rows, State::Delivered).await;
@@ -337,7 +305,8 @@ mod tests {
             assert_eq!(world.left().await, 0);
         }
 
-        async fn replicas_that_meet_do_no_harm(world: World) {
+        async fn replicas_that_meet_do_no_harm(database: Database) {
+            let world = World::new(database);
             let rows = TOGETHER as u32 * 4;
             world.store(DAY * 3, 0..rows, State::Sent).await;
             world.store(DAY, 0..10, State::Sent).await;
@@ -350,7 +319,8 @@ mod tests {
             assert_eq!(world.left().await, 10);
         }
 
-        async fn receipts_find_their_message_at_last_or_go(world: World) {
+        async fn receipts_find_their_message_at_last_or_go(database: Database) {
+            let world = World::new(database);
             let hour = |hours| (world.now - TimeDelta::hours(hours)).format("%FT%T%.6f").to_string();
             world.store(DAY, 0..2, State::Sent).await;
             world.execute("UPDATE message SET wechat_msg_id = '1' WHERE message_id LIKE '%000'").await;
@@ -368,7 +338,8 @@ mod tests {
             assert_eq!(world.pruning.receipts.kept().await, ["2", "4"]);
         }
 
-        async fn a_broadcast_goes_after_its_messages_and_an_old_draft_is_cancelled(world: World) {
+        async fn a_broadcast_goes_after_its_messages_and_an_old_draft_is_cancelled(database: Database) {
+            let world = World::new(database);
             // Finished and cancelled long ago, finished of late, running, a draft.
             for (number, state, ended) in [(0, 5, Some(3)), (1, 4, Some(3)), (2, 5, Some(1)), (3, 2, None), (4, 1, None)] {
                 let id = format!("{}{number:012x}", &first_id(world.now - DAY * 4)[..24]);
@@ -402,7 +373,8 @@ mod tests {
             assert_eq!(states().await, [5, 2, 101]);
         }
 
-        async fn form_ids_go_when_they_expire(world: World) {
+        async fn form_ids_go_when_they_expire(database: Database) {
+            let world = World::new(database);
             let rows = TOGETHER * 2 + 7;
             let time = |hours| (world.now + TimeDelta::hours(hours)).format("%FT%T%.6f").to_string();
             let row = |number| format!("('wx{}', 'f{number}', 'o1', '{}')", number % 3, if number < 5 { time(1) } else { time(-1) });

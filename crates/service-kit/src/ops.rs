@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::telemetry;
 
@@ -47,6 +48,13 @@ impl Readiness {
     /// Shutdown began.
     pub fn set_draining(&self) {
         self.phase.send_replace(Phase::Draining);
+    }
+
+    /// Waits until the first load was tried: before that, the database may lack its tables. False when `stop` came first.
+    pub async fn started(&self, stop: &CancellationToken) -> bool {
+        let mut phase = self.watch();
+        let started = phase.wait_for(|phase| *phase != Phase::Starting);
+        matches!(stop.run_until_cancelled(started).await, Some(Ok(_)))
     }
 
     /// The phase, now and later.

@@ -3,10 +3,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use sea_orm::DbErr;
-use service_kit::{
-    ops::{Phase, Readiness},
-    storage,
-};
+use service_kit::{ops::Readiness, storage};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -39,10 +36,7 @@ impl Broadcasts {
         readiness: Readiness,
         stop: CancellationToken,
     ) -> Result<(), Infallible> {
-        // Before the migrations are applied there is no table to look at.
-        let mut phase = readiness.watch();
-        let ready = phase.wait_for(|phase| *phase != Phase::Starting);
-        if !matches!(stop.run_until_cancelled(ready).await, Some(Ok(_))) {
+        if !readiness.started(&stop).await {
             return Ok(());
         }
         // Apart, so that work that takes long hides from nobody that a broadcast was paused.

@@ -13,11 +13,7 @@ use sea_orm::{
     ActiveEnum as _, ConnectionTrait as _, DbErr, ExprTrait as _, Order,
     sea_query::{Asterisk, Expr, Query, SelectStatement, UnionType},
 };
-use service_kit::{
-    CatalogHandle, Clock,
-    ops::{Phase, Readiness},
-    storage::within_deadline,
-};
+use service_kit::{CatalogHandle, Clock, ops::Readiness, storage::within_deadline};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -73,9 +69,7 @@ struct Told {
 impl Depths {
     /// Tells until the token is cancelled.
     pub(crate) async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
-        let mut phase = self.readiness.watch();
-        let ready = phase.wait_for(|phase| *phase != Phase::Starting);
-        if !matches!(stop.run_until_cancelled(ready).await, Some(Ok(_))) {
+        if !self.readiness.started(&stop).await {
             return Ok(());
         }
         let mut told = Told::default();
@@ -213,62 +207,42 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use sea_orm::DatabaseBackend;
-    use service_kit::{settings::DatabaseUrl, storage};
-    use test_support::MariaDb;
 
     use super::*;
-    use crate::{database::Database, migration::Migrator};
+    use crate::{database::Database, testing::on_both};
 
-    async fn counts(url: &str) {
-        let connection = storage::database(&DatabaseUrl::new(url.to_owned()))
-            .await
-            .unwrap();
-        storage::migrate::<Migrator>(&connection).await.unwrap();
-        let queue = Queue {
-            database: Database {
-                connection: connection.clone(),
-                clock: Clock::System,
-            },
-        };
-        let mut surveyor = Surveyor::new(queue.database.clone());
-        assert_eq!(queue.depths(&mut surveyor).await.unwrap(), BTreeMap::new());
-        let backend = connection.get_database_backend();
-        let time = |seconds: i64| match backend {
-            DatabaseBackend::MySql => format!("UTC_TIMESTAMP(6) + INTERVAL {seconds} SECOND"),
-            _ => format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '{seconds} seconds')"),
-        };
-        // More lanes than one statement asks for.
-        let busy = 0..TOGETHER + 3;
-        let mut rows = Vec::new();
-        for lane in busy.clone() {
-            for (state, seconds) in [(2, -60), (2, -5), (2, 3_600), (3, -60), (5, -60)] {
-                let id = format!("{:036}", rows.len());
-                let time = time(seconds);
-                rows.push(format!("('{id}', 'wx1', 'o1', 'dev', '', {state}, 0, FALSE, 0, '', {time}, {time}, '0/wx1/template/{lane:03}')"));
+    on_both! {
+        async fn what_waits_is_counted_by_lane(database: Database) {
+            let connection = database.connection.clone();
+            let queue = Queue { database };
+            let mut surveyor = Surveyor::new(queue.database.clone());
+            assert_eq!(queue.depths(&mut surveyor).await.unwrap(), BTreeMap::new());
+            let backend = connection.get_database_backend();
+            let time = |seconds: i64| match backend {
+                DatabaseBackend::MySql => format!("UTC_TIMESTAMP(6) + INTERVAL {seconds} SECOND"),
+                _ => format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '{seconds} seconds')"),
+            };
+            // More lanes than one statement asks for.
+            let busy = 0..TOGETHER + 3;
+            let mut rows = Vec::new();
+            for lane in busy.clone() {
+                for (state, seconds) in [(2, -60), (2, -5), (2, 3_600), (3, -60), (5, -60)] {
+                    let id = format!("{:036}", rows.len());
+                    let time = time(seconds);
+                    rows.push(format!("('{id}', 'wx1', 'o1', 'dev', '', {state}, 0, FALSE, 0, '', {time}, {time}, '0/wx1/template/{lane:03}')"));
+                }
+            }
+            let insert = format!(
+                "INSERT INTO message (message_id, app_id, open_id, caller, content, state, attempts, possible_duplicate, errcode, errmsg, create_time, next_attempt_time, lane) VALUES {}",
+                rows.join(", ")
+            );
+            connection.execute_unprepared(&insert).await.unwrap();
+            let depths = queue.depths(&mut surveyor).await.unwrap();
+            assert_eq!(depths.len(), busy.len());
+            for (lane, depth) in depths {
+                assert_eq!((depth.due, depth.later), (2, 1), "{lane}");
+                assert!(depth.oldest >= Duration::from_secs(59), "{depth:?}");
             }
         }
-        let insert = format!(
-            "INSERT INTO message (message_id, app_id, open_id, caller, content, state, attempts, possible_duplicate, errcode, errmsg, create_time, next_attempt_time, lane) VALUES {}",
-            rows.join(", ")
-        );
-        connection.execute_unprepared(&insert).await.unwrap();
-        let depths = queue.depths(&mut surveyor).await.unwrap();
-        assert_eq!(depths.len(), busy.len());
-        for (lane, depth) in depths {
-            assert_eq!((depth.due, depth.later), (2, 1), "{lane}");
-            assert!(depth.oldest >= Duration::from_secs(59), "{depth:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn what_waits_is_counted_by_lane_in_sqlite() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("push.sqlite");
-        counts(&format!("sqlite://{}", file.display())).await;
-    }
-
-    #[tokio::test]
-    async fn what_waits_is_counted_by_lane_in_mariadb() {
-        counts(MariaDb::database().await.url()).await;
     }
 }

@@ -162,22 +162,9 @@ pub(super) fn soonest(known: &mut Option<Duration>, other: Duration) {
 #[cfg(test)]
 mod tests {
     use sea_orm::EntityTrait as _;
-    use service_kit::{Clock, settings::DatabaseUrl, storage};
-    use test_support::MariaDb;
 
     use super::*;
-    use crate::{database, migration::Migrator};
-
-    async fn surveyor(url: &str) -> Surveyor {
-        let connection = storage::database(&DatabaseUrl::new(url.to_owned()))
-            .await
-            .unwrap();
-        storage::migrate::<Migrator>(&connection).await.unwrap();
-        Surveyor::new(Database {
-            connection,
-            clock: Clock::System,
-        })
-    }
+    use crate::{database, testing::on_both};
 
     impl Surveyor {
         /// Stores messages of a lane, due so many milliseconds ago.
@@ -205,31 +192,9 @@ mod tests {
         }
     }
 
-    /// One test on SQLite, and on MariaDB.
-    macro_rules! on_both {
-        ($(async fn $name:ident(mut $surveyor:ident: Surveyor) $body:block)*) => {$(
-            mod $name {
-                use super::*;
-
-                async fn run(mut $surveyor: Surveyor) $body
-
-                #[tokio::test]
-                async fn sqlite() {
-                    let folder = tempfile::tempdir().unwrap();
-                    let file = folder.path().join("push.sqlite");
-                    run(surveyor(&format!("sqlite://{}", file.display())).await).await;
-                }
-
-                #[tokio::test]
-                async fn maria_db() {
-                    run(surveyor(MariaDb::database().await.url()).await).await;
-                }
-            }
-        )*};
-    }
-
     on_both! {
-        async fn lanes_are_found_as_they_come_and_go(mut surveyor: Surveyor) {
+        async fn lanes_are_found_as_they_come_and_go(database: Database) {
+            let mut surveyor = Surveyor::new(database);
             assert_eq!(surveyor.due().await, Vec::<String>::new());
             for lane in ["b", "d", "d", "f"] {
                 surveyor.store(lane, State::Queued, &[1_000, 2_000]).await;
@@ -249,7 +214,8 @@ mod tests {
             assert!(surveyor.lanes.is_empty());
         }
 
-        async fn more_lanes_than_one_statement_takes_are_all_found(mut surveyor: Surveyor) {
+        async fn more_lanes_than_one_statement_takes_are_all_found(database: Database) {
+            let mut surveyor = Surveyor::new(database);
             for lane in 0..TOGETHER * 2 + 3 {
                 surveyor.store(&format!("{lane:04}"), State::Queued, &[1_000]).await;
             }
@@ -258,7 +224,8 @@ mod tests {
             }
         }
 
-        async fn what_is_not_due_yet_is_looked_forward_to(mut surveyor: Surveyor) {
+        async fn what_is_not_due_yet_is_looked_forward_to(database: Database) {
+            let mut surveyor = Surveyor::new(database);
             surveyor.store("later", State::Queued, &[-3_600_000]).await;
             assert_eq!(surveyor.survey(false).await.unwrap().upcoming, None);
             surveyor.store("due", State::Queued, &[60_000, -100]).await;
@@ -277,7 +244,8 @@ mod tests {
             assert!(survey.due.iter().all(|(lane, _)| lane != "later"), "{survey:?}");
         }
 
-        async fn what_dead_workers_left_is_seen_when_it_is_looked_for(mut surveyor: Surveyor) {
+        async fn what_dead_workers_left_is_seen_when_it_is_looked_for(database: Database) {
+            let mut surveyor = Surveyor::new(database);
             surveyor.store("a", State::Sending, &[-60_000]).await;
             let survey = surveyor.survey(true).await.unwrap();
             assert_eq!((survey.lost, survey.lost_in), (false, None));

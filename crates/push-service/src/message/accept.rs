@@ -353,9 +353,7 @@ mod tests {
     use std::{cell::Cell, future::poll_fn, pin::pin, task::Poll};
 
     use proto::auth::v1::auth_service_client::AuthServiceClient;
-    use service_kit::{
-        CatalogHandle, Clock, cli::Service as _, client::Peer, settings::DatabaseUrl, storage,
-    };
+    use service_kit::{Clock, client::Peer};
     use test_support::{FaultProxy, MariaDb};
     use tokio_util::task::TaskTracker;
     use tonic::transport::Endpoint;
@@ -363,13 +361,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        PushService,
         account::Accounts,
-        database::Database,
         doorbell::Doorbell,
         form,
         message::{Customer, store::Store},
-        migration::Migrator,
+        testing,
     };
 
     /// More than an acceptance is polled, and more than it has steps with the database.
@@ -412,27 +408,13 @@ mod tests {
     async fn a_caller_that_hangs_up_at_any_await_gets_all_or_nothing() {
         service_kit::telemetry::install_tls_provider();
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("wxhub.toml");
-        std::fs::write(
-            &path,
-            "[[apps]]\napp_id = \"wx0000000000000002\"\nname = \"news\"\nkind = \"official_account\"\nsecret = \"unused\"\n",
-        )
-        .unwrap();
-        let (catalog, _) = CatalogHandle::load(path, PushService::NEEDS).unwrap();
+        let catalog = testing::catalog(&folder);
         let database = MariaDb::database().await;
         let line = FaultProxy::start(database.url()).await;
-        let connect = async |url: &str| Database {
-            connection: storage::database(&DatabaseUrl::new(url.to_owned()))
-                .await
-                .unwrap(),
-            clock: Clock::System,
+        let direct = Store {
+            database: testing::database(database.url()).await,
         };
-        let direct = connect(database.url()).await;
-        storage::migrate::<Migrator>(&direct.connection)
-            .await
-            .unwrap();
-        let direct = Store { database: direct };
-        let database = connect(&line.url(database.url())).await;
+        let database = testing::database(&line.url(database.url())).await;
         // Neither Redis nor auth-service is there.
         let nobody = "127.0.0.1:9";
         let endpoint = Endpoint::try_from(format!("http://{nobody}")).unwrap();

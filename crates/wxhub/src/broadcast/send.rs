@@ -377,6 +377,7 @@ fn next(users: &mut Users<&File>, most: usize) -> anyhow::Result<Vec<String>> {
     }
     Ok(next)
 }
+
 /// What can be done now, a line each.
 pub(super) fn ways(ways: impl IntoIterator<Item = (&'static str, String)>) -> String {
     let ways = ways.into_iter();
