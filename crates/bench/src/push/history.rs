@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use super::{
     LONGEST,
+    wechat::FIRST_MSGID,
     world::{BATCH, Servers, Service, batches, template},
 };
 use crate::stats::{Goal, count, median, print};
@@ -137,7 +138,7 @@ async fn fill(service: &Service, from: u64, rows: u64, of: u64) -> anyhow::Resul
              possible_duplicate, errcode, errmsg, wechat_msg_id, create_time, sent_time) \
          SELECT CONCAT(INSERT(LPAD(LOWER(HEX(millis)), 12, '0'), 9, 0, '-'), '-7000-8000-', LPAD(LOWER(HEX(seq)), 12, '0')), \
              ?, CONCAT('p', LPAD(seq, 27, '0')), ?, CONCAT('past-', LPAD(seq, 12, '0')), ?, ?, 4, 1, 0, 0, '', \
-             seq, FROM_UNIXTIME(millis / 1000), FROM_UNIXTIME(millis / 1000) \
+             {FIRST_MSGID} - {of} + seq, FROM_UNIXTIME(millis / 1000), FROM_UNIXTIME(millis / 1000) \
          FROM (SELECT seq, FLOOR(UNIX_TIMESTAMP() * 1000 - {SPAN_MILLIS} + seq * {SPAN_MILLIS} / {of}) AS millis \
              FROM seq_{from}_to_{to}) AS past"
     );

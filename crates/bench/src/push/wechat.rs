@@ -24,6 +24,8 @@ use super::LONGEST;
 
 /// How long WeChat thinks about a message.
 const LATENCY: Duration = Duration::from_millis(50);
+/// Its ids grow, and are of one length, so that one that comes later is greater as a text, too.
+pub(super) const FIRST_MSGID: usize = 2_000_000_000_000_000_000;
 const HEADERS_END: &[u8] = b"\r\n\r\n";
 const MESSAGE_ID: &str = "\"client_msg_id\":\"";
 
@@ -98,10 +100,10 @@ impl WeChat {
                     self.arrived()
                         .entry(message_id.to_owned())
                         .or_insert_with(Instant::now);
-                    let number = self.0.messages.fetch_add(1, Ordering::Relaxed);
+                    let msgid = FIRST_MSGID + self.0.messages.fetch_add(1, Ordering::Relaxed);
                     self.0.comes.notify_waiters();
                     sleep(LATENCY).await;
-                    format!("{{\"errcode\":0,\"errmsg\":\"ok\",\"msgid\":{number}}}")
+                    format!("{{\"errcode\":0,\"errmsg\":\"ok\",\"msgid\":{msgid}}}")
                 }
                 None => "{\"access_token\":\"token\",\"expires_in\":7200}".to_owned(),
             };
