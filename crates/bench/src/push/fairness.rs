@@ -1,13 +1,16 @@
 //! A caller's messages beside the backlog of another.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
 
 use sea_orm::{ConnectionTrait as _, Statement, Value};
 
 use super::world::{Servers, Service, send, template};
 use crate::{
     load::paced,
-    stats::{Goal, median, print},
+    stats::{Goal, count, median, print},
 };
 
 /// Each figure is the median of so many rounds; an odd number.
@@ -33,14 +36,15 @@ pub(super) async fn run(backlog: u64) -> anyhow::Result<()> {
         busy.stop().await?;
         fill(&busy, backlog).await?;
         let number = AtomicU64::new(1);
-        let (mut alone, mut ratios) = (Vec::new(), Vec::new());
+        let (mut alone, mut ratios, mut others) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..=ROUNDS {
             // One at a time, for they share the machine.
-            let without = measure(&servers, &mut quiet, &number).await?;
-            let with = measure(&servers, &mut busy, &number).await?;
+            let (without, _) = measure(&servers, &mut quiet, &number).await?;
+            let (with, sent) = measure(&servers, &mut busy, &number).await?;
             if round > 0 {
                 alone.push(without * 1e3);
                 ratios.push(with / without);
+                others.push(sent);
             }
         }
         let left = busy.number("SELECT COUNT(*) FROM message WHERE state = 2");
@@ -57,18 +61,25 @@ pub(super) async fn run(backlog: u64) -> anyhow::Result<()> {
             "x",
             Some(Goal::AtMost(1.5)),
         );
+        print(
+            &format!("{what}: of the backlog meanwhile, a second"),
+            median(others),
+            "",
+            None,
+        );
     }
     Ok(())
 }
 
-/// The p99 from the call to the arrival at WeChat, in seconds.
+/// The p99 from the call to the arrival at WeChat, in seconds, and how many others arrived a second.
 async fn measure(
     servers: &Servers,
     service: &mut Service,
     number: &AtomicU64,
-) -> anyhow::Result<f64> {
+) -> anyhow::Result<(f64, f64)> {
     let next = || number.fetch_add(1, Ordering::Relaxed);
     servers.resume(service, next()).await?;
+    let (before, started) = (servers.wechat.distinct(), Instant::now());
     let p99 = paced(RATE, FEW, |turn| {
         let (channel, wechat) = (service.channel(turn), servers.wechat.clone());
         let request = template(next());
@@ -78,8 +89,11 @@ async fn measure(
         }
     });
     let p99 = p99.await?;
+    let arrived = servers.wechat.distinct() - before;
+    let others = arrived.saturating_sub(usize::try_from(FEW)?);
+    let others = count(others) / started.elapsed().as_secs_f64();
     service.stop().await?;
-    Ok(p99)
+    Ok((p99, others))
 }
 
 /// Adds rows like that of the first message, of another caller, that are all due.
