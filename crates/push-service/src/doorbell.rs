@@ -1,5 +1,5 @@
-//! The doorbell: tells workers that a message was stored, so that it leaves at once, or that a broadcast changed. A ring that is lost delays a
-//! message until the next poll, never longer.
+//! The doorbell: tells workers that a message was stored that falls due soon, so that it leaves at its time, or that a
+//! broadcast changed. A ring that is lost delays a message until the next poll, never longer.
 
 use std::{sync::Arc, time::Duration};
 

@@ -23,7 +23,7 @@ use crate::{
 
 /// A claimed message is its worker's alone for this long.
 pub(super) const LEASE: Duration = Duration::from_secs(8);
-/// A survey looks this far ahead, so that what falls due between two polls leaves at its time.
+/// A survey looks this far ahead, longer than from one poll to the next: what falls due between two leaves at its time.
 pub(super) const AHEAD: Duration = Duration::from_millis(1_500);
 /// How many lost messages are looked at in one go.
 const LOST: u64 = 1_000;

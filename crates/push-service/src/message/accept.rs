@@ -24,6 +24,10 @@ const TRIES: usize = 16;
 /// is for.
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What falls due later than this is found by a poll in time, however long it takes to commit and however much this
+/// replica's clock differs from the database's.
+const SOON: Duration = Duration::from_secs(60);
+
 /// What becomes of each message of a batch: stored, found, or refused by itself.
 type Accepted = Vec<Result<Message, Error>>;
 
@@ -47,11 +51,15 @@ impl Messages {
         let accepting = async move {
             let storing = this.store_once(&sender, &new, &bound);
             let stored = tokio::time::timeout(STORE_TIMEOUT, storing).await;
-            let (accepted, fresh) = stored.map_err(|_| Error::DatabaseTimeout)??;
-            for kind in &fresh {
+            let Stored {
+                accepted,
+                kinds,
+                rings,
+            } = stored.map_err(|_| Error::DatabaseTimeout)??;
+            for kind in kinds {
                 metrics::accepted(kind);
             }
-            if !fresh.is_empty() {
+            if rings {
                 this.tasks.spawn({
                     let doorbell = this.doorbell.clone();
                     async move { doorbell.ring().await }
@@ -96,13 +104,12 @@ impl Messages {
             .await
     }
 
-    /// What became of each, and the kinds of those that are new.
     async fn store_once(
         &self,
         sender: &Sender,
         new: &[NewMessage],
         bound: &Bound,
-    ) -> Result<(Accepted, Vec<&'static str>), Error> {
+    ) -> Result<Stored, Error> {
         // Read once: what is not late here is not late in the plan either.
         let now = database::moment(&self.clock);
         // Nearly all request_ids are new: the table itself tells of one that is not, by refusing it. A repeat may find
@@ -204,6 +211,7 @@ impl Messages {
             let row = self.row(sender, new, open_id, form, trace_parent.clone());
             plan.rows.push(row);
             plan.kinds.push(new.content.kind());
+            plan.rings |= new.schedule_time.is_none_or(|at| at <= now + SOON);
             plan.answers.push(Ok(First::Row(place)));
         }
         Ok(plan)
@@ -277,7 +285,18 @@ type Known = HashMap<String, Message>;
 struct Plan {
     rows: Vec<Message>,
     kinds: Vec<&'static str>,
+    /// [`Stored::rings`].
+    rings: bool,
     answers: Vec<Result<First, Error>>,
+}
+
+/// What became of a batch.
+struct Stored {
+    accepted: Accepted,
+    /// The kinds of those that are new.
+    kinds: Vec<&'static str>,
+    /// Some fall due [`SOON`].
+    rings: bool,
 }
 
 /// The message that a request_id stands for.
@@ -289,14 +308,18 @@ enum First {
 }
 
 impl Plan {
-    /// What each is answered, and the kinds of those that are new, now that the rows are stored.
-    fn done(self) -> (Accepted, Vec<&'static str>) {
+    /// What there is to tell, now that the rows are stored.
+    fn done(self) -> Stored {
         let answers = self.answers.into_iter();
         let accepted = answers.map(|answer| match answer? {
             First::Stored(message) => Ok(*message),
             First::Row(place) => self.rows.get(place).cloned().ok_or(Error::Panicked),
         });
-        (accepted.collect(), self.kinds)
+        Stored {
+            accepted: accepted.collect(),
+            kinds: self.kinds,
+            rings: self.rings,
+        }
     }
 }
 
@@ -352,8 +375,9 @@ fn trace_parent() -> Option<String> {
 mod tests {
     use std::{cell::Cell, future::poll_fn, pin::pin, task::Poll};
 
+    use chrono::TimeDelta;
     use proto::auth::v1::auth_service_client::AuthServiceClient;
-    use service_kit::{Clock, client::Peer};
+    use service_kit::{CatalogHandle, client::Peer};
     use test_support::{FaultProxy, MariaDb};
     use tokio_util::task::TaskTracker;
     use tonic::transport::Endpoint;
@@ -362,6 +386,7 @@ mod tests {
     use super::*;
     use crate::{
         account::Accounts,
+        database::Database,
         doorbell::Doorbell,
         form,
         message::{Customer, store::Store},
@@ -404,6 +429,62 @@ mod tests {
         messages.collect()
     }
 
+    fn messages(
+        database: &Database,
+        catalog: &CatalogHandle,
+        doorbell: &Doorbell,
+        tasks: TaskTracker,
+    ) -> Messages {
+        // auth-service is not there.
+        let nobody = Endpoint::from_static("http://127.0.0.1:9");
+        let peer = Peer::new(vec![nobody], "unused".to_owned().into());
+        Messages {
+            store: Store {
+                database: database.clone(),
+            },
+            forms: form::Store {
+                database: database.clone(),
+            },
+            accounts: Accounts {
+                auth: AuthServiceClient::new(peer.channel()),
+            },
+            doorbell: doorbell.clone(),
+            catalog: catalog.clone(),
+            clock: database.clock.clone(),
+            tasks,
+        }
+    }
+
+    fn sender() -> Sender {
+        Sender {
+            app_id: AppId::try_from("wx0000000000000002").unwrap(),
+            caller: "dev".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_poll_finds_in_time_does_not_ring() {
+        service_kit::telemetry::install_tls_provider();
+        let folder = tempfile::tempdir().unwrap();
+        let database = testing::database(&testing::sqlite(&folder)).await;
+        let doorbell = Doorbell::new(None).unwrap();
+        let catalog = testing::catalog(&folder);
+        for (wait, rings) in [(None, true), (Some(90), false), (Some(30), true)] {
+            let tasks = TaskTracker::new();
+            let messages = messages(&database, &catalog, &doorbell, tasks.clone());
+            let now = database::moment(&database.clock);
+            let mut batch = batch(&format!("{wait:?}"));
+            for new in &mut batch {
+                new.schedule_time = wait.map(|wait| now + TimeDelta::seconds(wait));
+            }
+            messages.accept_all(sender(), batch).await.unwrap();
+            tasks.close();
+            tasks.wait().await;
+            let rung = polled(doorbell.rung(), 1).await.is_some();
+            assert_eq!(rung, rings, "{wait:?}");
+        }
+    }
+
     #[tokio::test]
     async fn a_caller_that_hangs_up_at_any_await_gets_all_or_nothing() {
         service_kit::telemetry::install_tls_provider();
@@ -415,29 +496,10 @@ mod tests {
             database: testing::database(database.url()).await,
         };
         let database = testing::database(&line.url(database.url())).await;
-        // Neither Redis nor auth-service is there.
-        let nobody = "127.0.0.1:9";
-        let endpoint = Endpoint::try_from(format!("http://{nobody}")).unwrap();
-        let peer = Peer::new(vec![endpoint], "unused".to_owned().into());
-        let messages = |tasks| Messages {
-            store: Store {
-                database: database.clone(),
-            },
-            forms: form::Store {
-                database: database.clone(),
-            },
-            accounts: Accounts {
-                auth: AuthServiceClient::new(peer.channel()),
-            },
-            doorbell: Doorbell::new(Some(&format!("redis://{nobody}").into())).unwrap(),
-            catalog: catalog.clone(),
-            clock: Clock::System,
-            tasks,
-        };
-        let sender = Sender {
-            app_id: AppId::try_from("wx0000000000000002").unwrap(),
-            caller: "dev".to_owned(),
-        };
+        // Redis is not there.
+        let doorbell = Doorbell::new(Some(&"redis://127.0.0.1:9".into())).unwrap();
+        let messages = |tasks| messages(&database, &catalog, &doorbell, tasks);
+        let sender = sender();
         let stored = async |name: &str| {
             let ids: Vec<_> = batch(name)
                 .into_iter()
