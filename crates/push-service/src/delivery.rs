@@ -61,6 +61,9 @@ const CONCURRENCY: usize = 1_024;
 const ROOM: usize = 256;
 /// The most that are claimed at once.
 const TOGETHER: usize = 256;
+/// While doorbells ring, due messages are looked for once in this time, and outcomes written as often: a statement for
+/// several costs the database hardly more than one for each. What comes after a while of silence is not held up.
+const GATHER: Duration = Duration::from_millis(10);
 /// How often due messages are looked for when no doorbell rings.
 pub(crate) const POLL: Duration = Duration::from_secs(1);
 /// When nothing can be sent of the lanes that were looked into, others are looked into after this.
@@ -134,11 +137,12 @@ impl Delivery {
         // How many free places a backlog waits for.
         let mut backlog: Option<usize> = None;
         // When the next message falls due, where that is before the next poll.
-        let mut upcoming = None;
+        let mut upcoming: Option<Instant> = None;
         // When the lease of what may be lost ends.
         let mut lease = None;
         // Elapsed time since which the database answers.
         let mut answers_since = None;
+        let mut gathered = Instant::now();
         loop {
             let mut look = false;
             let claimed = tokio::select! {
@@ -157,14 +161,15 @@ impl Delivery {
                     look = true;
                     None
                 }
-                () = this.doorbell.rung() => None,
-                () = sleep_until(upcoming.unwrap_or_else(Instant::now)), if upcoming.is_some() => None,
+                () = async { sleep_until(gathered).await; this.doorbell.rung().await } => None,
+                () = sleep_until(upcoming.map_or(gathered, |due| due.max(gathered))), if upcoming.is_some() => None,
                 Ok(_) = slots.acquire_many(permits(backlog, &this.window)), if backlog.is_some() && worker.claims.is_empty() => None,
             };
             let now = this.clock.elapsed();
             let outcome = if let Some(claimed) = claimed {
                 worker.start_claimed(claimed)
             } else {
+                gathered = Instant::now() + GATHER;
                 let settled = answers_since.is_some_and(|since| since + SETTLE <= now);
                 let take_up = worker.take_up(settled && look);
                 match stop.run_until_cancelled(take_up).await {

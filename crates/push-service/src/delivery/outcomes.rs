@@ -4,10 +4,16 @@ use std::time::Duration;
 
 use sea_orm::DbErr;
 use service_kit::Clock;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::{Instant, sleep_until},
+};
 use tracing::{debug, warn};
 
-use super::queue::{Ended, Next, Outcome, Queue};
+use super::{
+    GATHER,
+    queue::{Ended, Next, Outcome, Queue},
+};
 use crate::{message::Message, receipt::Receipts};
 
 /// The most outcomes of one statement: longer ones cost more for each.
@@ -81,7 +87,15 @@ impl Writer {
     /// Writes until nobody is left who could put anything in.
     pub(super) async fn run(mut self) {
         let mut entries = Vec::with_capacity(TOGETHER);
-        while self.entries.recv_many(&mut entries, TOGETHER).await > 0 {
+        let mut gathered = Instant::now();
+        loop {
+            if self.entries.len() < TOGETHER {
+                sleep_until(gathered).await;
+            }
+            if self.entries.recv_many(&mut entries, TOGETHER).await == 0 {
+                return;
+            }
+            gathered = Instant::now() + GATHER;
             self.write_stubbornly(&entries).await;
             entries.clear();
         }
