@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use rand::seq::SliceRandom as _;
 use sea_orm::DbErr;
 use service_kit::{App, CatalogHandle, Clock, ops::Readiness};
 use token_client::TokenClient;
@@ -40,7 +41,7 @@ use self::{
     policy::{Attempt, Circumstances},
     queue::Ended,
     survey::Surveyor,
-    turn::{Part, Waiting},
+    turn::{About, Part, Waiting},
 };
 pub(crate) use self::{depth::Depths, pauses::Pauses, queue::Queue, window::Window};
 use crate::{
@@ -131,6 +132,8 @@ impl Delivery {
             outcomes,
             stop: stop.clone(),
             turn: 0,
+            about: About::default(),
+            backlogs_from: Instant::now(),
         };
         let mut poll = tokio::time::interval(this.poll);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -335,8 +338,11 @@ struct Worker {
     batches: JoinSet<()>,
     outcomes: Outcomes,
     stop: CancellationToken,
-    /// Counts the claims, so that each begins with another lane.
+    /// Counts the looks, so that each goes into other lanes.
     turn: usize,
+    about: About,
+    /// Before this it is not polite to claim from backlogs.
+    backlogs_from: Instant,
 }
 
 impl Worker {
@@ -383,11 +389,12 @@ impl Worker {
             return Ok(left);
         }
         let busy = !self.claims.is_empty();
+        let wait = Instant::now() < self.backlogs_from;
         let see = |lane: Option<&Lane>| {
             let rate = lane
                 .and_then(|lane| delivery.app(&lane.app_id)?.send_rate)
                 .map(rate::burst);
-            turn::limit(if busy { 0 } else { free }, rate)
+            turn::limit(if busy || wait { 0 } else { free }, rate)
         };
         let lanes = chosen.lanes.iter();
         let lanes: Vec<_> = lanes
@@ -406,21 +413,32 @@ impl Worker {
                 Some(Waiting::new(lane.as_ref(), due.message_ids, see))
             })
             .collect();
-        if busy && turn::leave_few(&mut waiting) {
-            left.come_back = Some(turn::room(limit));
-        }
-        let mut rates = delivery.take(&waiting, &mut left).await;
-        let picked = turn::pick(waiting, free, limit, &mut rates);
-        for (app_id, unused) in rates {
-            delivery.give_back(&app_id, unused).await;
-        }
-        left.come_back = left.come_back.or(picked.come_back);
-        if chosen.left_out && left.come_back.is_none() {
-            if picked.few.message_ids.is_empty() && picked.rest.message_ids.is_empty() {
-                left.sooner(Instant::now() + OTHERS);
+        // Where there is room for few, it is not always the same lane that gets it.
+        waiting.shuffle(&mut rand::rng());
+        let polite = self.about.beside(&waiting, now);
+        if (busy || wait) && turn::leave_few(&mut waiting) {
+            if wait {
+                left.sooner(self.backlogs_from);
             } else {
                 left.come_back = Some(turn::room(limit));
             }
+        }
+        let mut rates = delivery.take(&waiting, &mut left).await;
+        let picked = turn::pick(waiting, free, limit, polite, &mut rates);
+        self.about.add(&picked.few, now);
+        for (app_id, unused) in rates {
+            delivery.give_back(&app_id, unused).await;
+        }
+        let (few, rest) = (&picked.few.message_ids, &picked.rest.message_ids);
+        if polite && !rest.is_empty() {
+            self.backlogs_from = Instant::now() + turn::pause(rest.len());
+            left.sooner(self.backlogs_from);
+        } else {
+            left.come_back = left.come_back.or(picked.come_back);
+        }
+        if chosen.left_out {
+            let nothing = few.is_empty() && rest.is_empty();
+            left.sooner(Instant::now() + if nothing { OTHERS } else { GATHER });
         }
         if let Some(slots) = self.places(&picked.few) {
             let claim = delivery.claim(picked.few).await?;

@@ -1,6 +1,9 @@
 //! Whose turn it is: nobody waits behind a backlog of somebody else, and broadcasts wait for everybody.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    time::Duration,
+};
 
 use super::{ROOM, TOGETHER};
 use crate::{
@@ -14,6 +17,13 @@ const FEW: usize = 16;
 const LANES: usize = 16;
 /// How many of them are for broadcasts, where there are any.
 const BROADCASTS: usize = 4;
+/// While callers with few are about, no more than this of others' backlogs is claimed at once, and on average one message
+/// in this time: as fast as they can they use up what the database or the machine can do, and each step of those with few
+/// waits for it.
+const POLITE_TOGETHER: usize = 32;
+const POLITE_PACE: Duration = Duration::from_micros(1_600);
+/// Callers with few are about for so long after some of theirs were picked.
+const ABOUT: Duration = Duration::from_secs(2);
 
 /// Lanes to look into.
 #[derive(Debug)]
@@ -27,7 +37,7 @@ pub(super) struct Chosen {
 #[derive(Debug)]
 pub(super) struct Waiting {
     class: Class,
-    app_id: Option<String>,
+    lane: Option<Lane>,
     message_ids: Vec<String>,
     /// There may be more than was looked at.
     more: bool,
@@ -49,6 +59,37 @@ pub(super) struct Part {
     pub(super) message_ids: Vec<String>,
     /// How many of them are of an app with a rate.
     pub(super) rated: HashMap<String, u32>,
+    /// Whose they are: see [`Lane::whose`].
+    pub(super) whose: HashSet<String>,
+}
+
+/// For how long it is not polite to claim more of backlogs, once so many were.
+pub(super) fn pause(messages: usize) -> Duration {
+    POLITE_PACE * u32::try_from(messages).unwrap_or(u32::MAX)
+}
+
+/// Callers of whom few were picked lately, and the elapsed time at which they last were.
+#[derive(Debug, Default)]
+pub(super) struct About(HashMap<String, Duration>);
+
+impl About {
+    pub(super) fn add(&mut self, few: &Part, now: Duration) {
+        self.0.retain(|_, seen| now < *seen + ABOUT);
+        self.0
+            .extend(few.whose.iter().map(|whose| (whose.clone(), now)));
+    }
+
+    /// Whether some of them wait beside a backlog of somebody else.
+    pub(super) fn beside(&self, waiting: &[Waiting], now: Duration) -> bool {
+        let mut backlogs = waiting.iter().filter(|lane| lane.class != Class::Few);
+        backlogs.any(|backlog| {
+            let whose = backlog.lane.as_ref().map(|lane| &lane.whose);
+            let others = self.0.iter().filter(|(few, _)| Some(*few) != whose);
+            others
+                .map(|(_, seen)| *seen + ABOUT)
+                .any(|until| now < until)
+        })
+    }
 }
 
 /// Who goes before whom.
@@ -91,10 +132,14 @@ impl Waiting {
         };
         Self {
             class,
-            app_id: lane.map(|lane| lane.app_id.clone()),
+            lane: lane.cloned(),
             more: message_ids.len() >= limit,
             message_ids,
         }
+    }
+
+    fn app_id(&self) -> Option<&String> {
+        self.lane.as_ref().map(|lane| &lane.app_id)
     }
 }
 
@@ -152,7 +197,9 @@ pub(super) fn leave_few(waiting: &mut Vec<Waiting>) -> bool {
 /// The apps of these lanes.
 pub(super) fn apps(waiting: &[Waiting]) -> BTreeSet<&str> {
     let lanes = waiting.iter();
-    lanes.filter_map(|lane| lane.app_id.as_deref()).collect()
+    lanes
+        .filter_map(|lane| Some(lane.app_id()?.as_str()))
+        .collect()
 }
 
 /// What the lanes of one app would send: first those of few, then the others.
@@ -160,7 +207,7 @@ pub(super) fn want(waiting: &[Waiting], app_id: &str) -> Want {
     let count = |few: bool| {
         let lanes = waiting.iter();
         let lanes = lanes.filter(|lane| {
-            lane.app_id.as_deref() == Some(app_id) && (lane.class == Class::Few) == few
+            lane.app_id().is_some_and(|of| of == app_id) && (lane.class == Class::Few) == few
         });
         let count = lanes.map(|lane| lane.message_ids.len()).sum::<usize>();
         u32::try_from(count.min(TOGETHER)).unwrap_or(u32::MAX)
@@ -171,12 +218,13 @@ pub(super) fn want(waiting: &[Waiting], app_id: &str) -> Want {
     }
 }
 
-/// Picks messages for the free places of so many: from each lane in turn, those of few first. An app with a rate is let no
-/// more than is left for it in `rates`.
+/// Picks messages for the free places of so many: from each lane in turn, those of few first, and of backlogs no more than
+/// is polite. An app with a rate is let no more than is left for it in `rates`.
 pub(super) fn pick(
     mut waiting: Vec<Waiting>,
     free: usize,
     limit: usize,
+    polite: bool,
     rates: &mut HashMap<String, u32>,
 ) -> Picked {
     let (mut few, mut rest) = (Part::default(), Part::default());
@@ -186,6 +234,9 @@ pub(super) fn pick(
     for class in Class::ALL {
         let room = free.saturating_sub(class.reserve(limit)).min(TOGETHER);
         let mut room = room.saturating_sub(few.message_ids.len() + rest.message_ids.len());
+        if polite && class != Class::Few {
+            room = room.min(POLITE_TOGETHER.saturating_sub(rest.message_ids.len()));
+        }
         let part = match class {
             Class::Few => &mut few,
             Class::Backlog | Class::Broadcast => &mut rest,
@@ -193,7 +244,8 @@ pub(super) fn pick(
         loop {
             let before = room;
             for lane in waiting.iter_mut().filter(|lane| lane.class == class) {
-                let app_id = lane.app_id.as_ref();
+                let of = lane.lane.as_ref();
+                let app_id = of.map(|lane| &lane.app_id);
                 let rate = app_id.and_then(|app_id| rates.get_mut(app_id));
                 if room == 0 || rate.as_deref() == Some(&0) {
                     continue;
@@ -205,6 +257,11 @@ pub(super) fn pick(
                     *rate -= 1;
                     *part.rated.entry(app_id.clone()).or_default() += 1;
                 }
+                if let Some(of) = of
+                    && !part.whose.contains(&of.whose)
+                {
+                    part.whose.insert(of.whose.clone());
+                }
                 room -= 1;
                 part.message_ids.push(message_id);
             }
@@ -215,7 +272,7 @@ pub(super) fn pick(
     }
     // Whom their rate holds back do not wait for places.
     let held_back = |lane: &Waiting| {
-        let rate = lane.app_id.as_ref().and_then(|app_id| rates.get(app_id));
+        let rate = lane.app_id().and_then(|app_id| rates.get(app_id));
         rate == Some(&0)
     };
     let left_out = waiting
@@ -253,7 +310,7 @@ mod tests {
     }
 
     fn pick(waiting: Vec<Waiting>, free: usize) -> Picked {
-        super::pick(waiting, free, CONCURRENCY, &mut HashMap::new())
+        super::pick(waiting, free, CONCURRENCY, false, &mut HashMap::new())
     }
 
     #[test]
@@ -301,19 +358,64 @@ mod tests {
         let full = Class::Backlog.reserve(CONCURRENCY);
         let backlog = || waiting("a", Priority::Transactional, 1_000, full);
         let picked = pick(vec![backlog()], full);
-        assert_eq!(picked.rest, Part::default());
+        assert!(picked.rest.message_ids.is_empty());
         let few = waiting("b", Priority::Transactional, 1, full);
         let picked = pick(vec![backlog(), few], full);
         assert_eq!(picked.few.message_ids, ["b0"]);
-        assert_eq!(picked.rest, Part::default());
+        assert!(picked.rest.message_ids.is_empty());
     }
 
     #[test]
     fn a_backlog_goes_on_with_the_fewest_places() {
         let backlog = waiting("a", Priority::Broadcast, 1_000, 32);
-        let picked = super::pick(vec![backlog], 32, 32, &mut HashMap::new());
+        let picked = super::pick(vec![backlog], 32, 32, false, &mut HashMap::new());
         assert_eq!(picked.rest.message_ids.len(), 24);
         assert_eq!(picked.come_back, Some(8 + 16));
+    }
+
+    #[test]
+    fn beside_few_of_others_less_of_a_backlog_is_picked() {
+        let lanes = || {
+            vec![
+                waiting("z", Priority::Broadcast, 1_000, CONCURRENCY),
+                waiting("a", Priority::Transactional, 40, CONCURRENCY),
+                waiting("b", Priority::Transactional, FEW, CONCURRENCY),
+            ]
+        };
+        let polite =
+            |waiting, free| super::pick(waiting, free, CONCURRENCY, true, &mut HashMap::new());
+        let picked = polite(lanes(), CONCURRENCY);
+        assert_eq!(picked.few.message_ids.len(), FEW);
+        assert_eq!(picked.rest.message_ids.len(), POLITE_TOGETHER);
+        let of_a = |id: &&String| id.starts_with('a');
+        assert_eq!(picked.rest.message_ids.iter().filter(of_a).count(), 40);
+        let picked = polite(lanes(), CONCURRENCY / 8 + FEW + 5);
+        assert_eq!(picked.rest.message_ids.len(), 5);
+    }
+
+    #[test]
+    fn few_are_about_for_a_while_and_only_others_are_polite_to_them() {
+        let seconds = Duration::from_secs;
+        let few = || vec![waiting("a", Priority::Transactional, 1, CONCURRENCY)];
+        let backlog = |whose| waiting(whose, Priority::Transactional, 1_000, CONCURRENCY);
+        let mut about = About::default();
+        assert!(!about.beside(&[backlog("b")], seconds(60)));
+        about.add(&pick(few(), CONCURRENCY).few, seconds(60));
+        assert!(about.beside(&[backlog("a"), backlog("b")], seconds(60)));
+        assert!(about.beside(&[backlog("b")], seconds(60) + ABOUT / 2));
+        assert!(!about.beside(&[backlog("a")], seconds(60)));
+        assert!(!about.beside(&few(), seconds(60)));
+        assert!(!about.beside(&[backlog("b")], seconds(60) + ABOUT));
+        about.add(&Part::default(), seconds(60) + ABOUT);
+        assert!(about.0.is_empty());
+    }
+
+    #[test]
+    fn few_that_their_rate_holds_back_are_not_about() {
+        let few = waiting("a", Priority::Transactional, 1, CONCURRENCY);
+        let mut rates = HashMap::from([(few.app_id().unwrap().clone(), 0)]);
+        let picked = super::pick(vec![few], CONCURRENCY, CONCURRENCY, false, &mut rates);
+        assert!(picked.few.whose.is_empty());
     }
 
     #[test]
@@ -364,7 +466,7 @@ mod tests {
         let want = want(&waiting, &app_id);
         assert_eq!((want.urgent, want.rest), (3, 100));
         let mut rates = HashMap::from([(app_id.clone(), 5)]);
-        let picked = super::pick(waiting, CONCURRENCY, CONCURRENCY, &mut rates);
+        let picked = super::pick(waiting, CONCURRENCY, CONCURRENCY, false, &mut rates);
         assert_eq!(picked.few.message_ids, ["b0", "b1", "b2"]);
         assert_eq!(picked.few.rated[&app_id], 3);
         assert_eq!(picked.rest.message_ids, ["a0", "a1"]);
