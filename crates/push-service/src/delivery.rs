@@ -67,7 +67,7 @@ const TOGETHER: usize = 256;
 const GATHER: Duration = Duration::from_millis(10);
 /// How often due messages are looked for when no doorbell rings.
 pub(crate) const POLL: Duration = Duration::from_secs(1);
-/// When nothing can be sent of the lanes that were looked into, others are looked into after this.
+/// When there is no hurry with the lanes that were looked into, others are looked into after this.
 const OTHERS: Duration = Duration::from_millis(50);
 /// After the database was away, what seems lost may have a living worker that is about to write its outcome: that one
 /// goes first.
@@ -131,7 +131,6 @@ impl Delivery {
             batches: JoinSet::new(),
             outcomes,
             stop: stop.clone(),
-            turn: 0,
             about: About::default(),
             backlogs_from: Instant::now(),
         };
@@ -258,7 +257,12 @@ impl Delivery {
     }
 
     /// How many messages each app with a rate may send now.
-    async fn take(&self, waiting: &[Waiting], left: &mut Left) -> HashMap<String, u32> {
+    async fn take(
+        &self,
+        waiting: &[Waiting],
+        polite: bool,
+        left: &mut Left,
+    ) -> HashMap<String, u32> {
         let mut taken = HashMap::new();
         for app_id in turn::apps(waiting) {
             let Some((app, per_second)) = self
@@ -267,7 +271,7 @@ impl Delivery {
             else {
                 continue;
             };
-            let want = turn::want(waiting, app_id);
+            let want = turn::want(waiting, app_id, polite);
             let Taken { count, wait } = self.rate.take(&app.app_id, per_second, want).await;
             if !wait.is_zero() {
                 metrics::rate_wait(&app.name, wait);
@@ -338,8 +342,6 @@ struct Worker {
     batches: JoinSet<()>,
     outcomes: Outcomes,
     stop: CancellationToken,
-    /// Counts the looks, so that each goes into other lanes.
-    turn: usize,
     about: About,
     /// Before this it is not polite to claim from backlogs.
     backlogs_from: Instant,
@@ -383,8 +385,8 @@ impl Worker {
                 None => due.push((text, lane)),
             }
         }
-        self.turn = self.turn.wrapping_add(1);
-        let chosen = turn::choose(due, self.turn);
+        // By chance, for a counter could be in step with the looks that find no room.
+        let chosen = turn::choose(due, rand::random::<u16>().into());
         if chosen.lanes.is_empty() {
             return Ok(left);
         }
@@ -423,7 +425,7 @@ impl Worker {
                 left.come_back = Some(turn::room(limit));
             }
         }
-        let mut rates = delivery.take(&waiting, &mut left).await;
+        let mut rates = delivery.take(&waiting, polite, &mut left).await;
         let picked = turn::pick(waiting, free, limit, polite, &mut rates);
         self.about.add(&picked.few, now);
         for (app_id, unused) in rates {
@@ -437,8 +439,7 @@ impl Worker {
             left.come_back = left.come_back.or(picked.come_back);
         }
         if chosen.left_out {
-            let nothing = few.is_empty() && rest.is_empty();
-            left.sooner(Instant::now() + if nothing { OTHERS } else { GATHER });
+            left.sooner(Instant::now() + if few.is_empty() { OTHERS } else { GATHER });
         }
         if let Some(slots) = self.places(&picked.few) {
             let claim = delivery.claim(picked.few).await?;

@@ -139,7 +139,7 @@ pub(super) async fn single() -> anyhow::Result<()> {
         "SendMessage, 500 a second, for tomorrow: p99, of a committed INSERT's",
         median(tomorrow),
         "x",
-        None,
+        Some(Goal::AtMost(2.0)),
     );
     Ok(())
 }

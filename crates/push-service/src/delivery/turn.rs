@@ -17,7 +17,7 @@ const FEW: usize = 16;
 const LANES: usize = 16;
 /// How many of them are for broadcasts, where there are any.
 const BROADCASTS: usize = 4;
-/// While callers with few are about, no more than this of others' backlogs is claimed at once, and on average one message
+/// While callers with few are about, no more than this of backlogs is claimed at once, and on average one message
 /// in this time: as fast as they can they use up what the database or the machine can do, and each step of those with few
 /// waits for it.
 const POLITE_TOGETHER: usize = 32;
@@ -79,7 +79,7 @@ impl About {
             .extend(few.whose.iter().map(|whose| (whose.clone(), now)));
     }
 
-    /// Whether some of them wait beside a backlog of somebody else.
+    /// Whether one of them is about beside a backlog of somebody else.
     pub(super) fn beside(&self, waiting: &[Waiting], now: Duration) -> bool {
         let mut backlogs = waiting.iter().filter(|lane| lane.class != Class::Few);
         backlogs.any(|backlog| {
@@ -202,15 +202,20 @@ pub(super) fn apps(waiting: &[Waiting]) -> BTreeSet<&str> {
         .collect()
 }
 
-/// What the lanes of one app would send: first those of few, then the others.
-pub(super) fn want(waiting: &[Waiting], app_id: &str) -> Want {
+/// What the lanes of one app would send: first those of few, then the others, of which no more than is polite.
+pub(super) fn want(waiting: &[Waiting], app_id: &str, polite: bool) -> Want {
     let count = |few: bool| {
         let lanes = waiting.iter();
         let lanes = lanes.filter(|lane| {
             lane.app_id().is_some_and(|of| of == app_id) && (lane.class == Class::Few) == few
         });
         let count = lanes.map(|lane| lane.message_ids.len()).sum::<usize>();
-        u32::try_from(count.min(TOGETHER)).unwrap_or(u32::MAX)
+        let most = if polite && !few {
+            POLITE_TOGETHER
+        } else {
+            TOGETHER
+        };
+        u32::try_from(count.min(most)).unwrap_or(u32::MAX)
     };
     Want {
         urgent: count(true),
@@ -378,7 +383,7 @@ mod tests {
         let lanes = || {
             vec![
                 waiting("z", Priority::Broadcast, 1_000, CONCURRENCY),
-                waiting("a", Priority::Transactional, 40, CONCURRENCY),
+                waiting("a", Priority::Transactional, FEW + 4, CONCURRENCY),
                 waiting("b", Priority::Transactional, FEW, CONCURRENCY),
             ]
         };
@@ -388,7 +393,7 @@ mod tests {
         assert_eq!(picked.few.message_ids.len(), FEW);
         assert_eq!(picked.rest.message_ids.len(), POLITE_TOGETHER);
         let of_a = |id: &&String| id.starts_with('a');
-        assert_eq!(picked.rest.message_ids.iter().filter(of_a).count(), 40);
+        assert_eq!(picked.rest.message_ids.iter().filter(of_a).count(), FEW + 4);
         let picked = polite(lanes(), CONCURRENCY / 8 + FEW + 5);
         assert_eq!(picked.rest.message_ids.len(), 5);
     }
@@ -463,8 +468,9 @@ mod tests {
             waiting("a", Priority::Transactional, 100, CONCURRENCY),
             waiting("b", Priority::Transactional, 3, CONCURRENCY),
         ];
-        let want = want(&waiting, &app_id);
-        assert_eq!((want.urgent, want.rest), (3, 100));
+        let wanted = |polite| want(&waiting, &app_id, polite);
+        assert_eq!((wanted(false).urgent, wanted(false).rest), (3, 100));
+        assert_eq!((wanted(true).urgent, wanted(true).rest), (3, 32));
         let mut rates = HashMap::from([(app_id.clone(), 5)]);
         let picked = super::pick(waiting, CONCURRENCY, CONCURRENCY, false, &mut rates);
         assert_eq!(picked.few.message_ids, ["b0", "b1", "b2"]);

@@ -24,8 +24,8 @@ const TRIES: usize = 16;
 /// is for.
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What falls due later than this is found by a poll in time, however long it takes to commit and however much this
-/// replica's clock differs from the database's.
+/// What falls due later than this is found by a poll in time, however long it takes to commit and even where this
+/// replica's clock differs from the database's by half of it.
 const SOON: Duration = Duration::from_secs(60);
 
 /// What becomes of each message of a batch: stored, found, or refused by itself.
