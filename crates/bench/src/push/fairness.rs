@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Each figure is the median of so many rounds; an odd number.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 9;
 /// Messages a second of the caller who has few, and how many in a round.
 const RATE: u32 = 50;
 const FEW: u32 = 300;
