@@ -64,7 +64,7 @@ const ROOM: usize = 256;
 const TOGETHER: usize = 256;
 /// While doorbells ring, due messages are looked for once in this time, and outcomes written as often: a statement for
 /// several costs the database hardly more than one for each. What comes after a while of silence is not held up.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(20);
 /// How often due messages are looked for when no doorbell rings.
 pub(crate) const POLL: Duration = Duration::from_secs(1);
 /// When there is no hurry with the lanes that were looked into, others are looked into after this.
